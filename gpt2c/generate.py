@@ -1,0 +1,193 @@
+"""Text generation with a key/value cache."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gpt2c.model import GPT2
+
+# Below this a temperature is greedy decoding to fp32: gaps of 1e-28 between logits already give probabilities of 0.
+SMALLEST_TEMPERATURE = 1e-30
+
+
+class LayerCache:
+    """Keys and values of one layer in kept buffers (B,H,Tmax,D), of which `length` positions are filled."""
+
+    def __init__(self, like: Tensor, shape: tuple[int, int, int, int]) -> None:
+        self.k, self.v = like.new_empty(shape), like.new_empty(shape)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v (B,H,T,D) behind those kept; returns views of all of them (B,H,length,D)."""
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length : end].copy_(k)
+        self.v[:, :, self.length : end].copy_(v)
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class KVCache:
+    """One LayerCache per layer of `model`, for `batch` rows of at most `capacity` tokens."""
+
+    def __init__(self, model: GPT2, batch: int, capacity: int) -> None:
+        config = model.config
+        shape = (batch, config.n_head, capacity, config.head_dim)
+        self.layers = [LayerCache(model.wte.weight, shape) for _ in range(config.n_layer)]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens held."""
+        return self.layers[0].length
+
+    def clear(self) -> None:
+        """Forgets all tokens; the buffers stay."""
+        for layer in self.layers:
+            layer.length = 0
+
+
+def window_start(length: int, n_positions: int) -> int:
+    """Position of the oldest token that the model sees when it chooses the token after `length` tokens.
+
+    0 while the text fits the context. Past that the window moves on in steps of half a context, as few as make the text
+    fit, so that it is encoded anew once per half context and not per token. A function of the length alone: text
+    generated in one call and text continued in several see the same windows.
+    """
+    hop = n_positions - n_positions // 2
+    return max(0, math.ceil((length - n_positions) / hop)) * hop
+
+
+def generate(
+    model: GPT2,
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """idx (B,T0) followed by max_new_tokens more ids per row, (B, T0 + max_new_tokens) int64; arguments as `stream`."""
+    steps = stream(model, idx, max_new_tokens, temperature, top_k, top_p, seed)
+    return torch.cat([idx, *(ids[:, None] for ids in steps)], dim=1)
+
+
+def stream(
+    model: GPT2,
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> Iterator[Tensor]:
+    """Yields, step by step, the next id of each row: (B,) int64. Never uses dropout and leaves the model's mode alone.
+
+    idx: (B,T0) int64 prompt ids, T0 >= 1; several samples of one prompt are several equal rows.
+    temperature: divides the logits; 0 takes the most likely token (the first of equals).
+    top_k: only the k most likely tokens (and equals of the k-th) can come; None or k >= V for all.
+    top_p: only the smallest set of most likely tokens whose probabilities sum to top_p or more can come (nucleus
+        sampling, Holtzman et al. 2020), 0 < top_p <= 1; applied after top_k.
+    seed: of an own torch.Generator, so that the same arguments give the same ids; None draws from torch's generator.
+
+    Past n_positions tokens the window slides as `window_start` says, with one warning.
+    Raises TypeError, ValueError or IndexError, one sentence, at the call and not at the first step.
+    """
+    _check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
+    context = model.config.n_positions
+    prompt = idx.shape[1] if isinstance(idx, Tensor) and idx.ndim == 2 else 0
+    model.check_tokens(idx, longest=max(prompt, context))
+    if max_new_tokens and prompt + max_new_tokens - 1 > context:
+        warnings.warn(
+            f"generate: {prompt} tokens and {max_new_tokens} new ones exceed the context of {context}, "
+            "so the oldest are forgotten, half a context at a time",
+            stacklevel=3,
+        )
+    generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
+    return _steps(model, idx, max_new_tokens, temperature, top_k, top_p, generator)
+
+
+@torch.no_grad()
+def _steps(
+    model: GPT2,
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> Iterator[Tensor]:
+    context, total = model.config.n_positions, idx.shape[1] + max_new_tokens
+    text = torch.empty(idx.shape[0], total, dtype=torch.int64, device=idx.device)
+    text[:, : idx.shape[1]] = idx
+    cache = KVCache(model, idx.shape[0], min(context, total))
+    start = -1  # no window yet
+    for length in range(idx.shape[1], total):
+        if window_start(length, context) != start:
+            start = window_start(length, context)
+            cache.clear()
+        known = cache.length
+        y = model.hidden(text[:, start + known : length].contiguous(), cache=cache)
+        last = y.view(idx.shape[0], length - start - known, y.shape[1])[:, -1]
+        ids = sample(model.logits(last).float(), temperature, top_k, top_p, generator)
+        text[:, length] = ids
+        yield ids
+
+
+def sample(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One id per row of logits (B,V) fp32: (B,) int64. Arguments as in `stream`; ValueError for non-finite logits."""
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("generate: the model's logits are not all finite, so its weights must be damaged")
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    if top_k is not None and top_k < logits.shape[1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    # Subtracting the maximum first keeps small temperatures from overflowing.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, SMALLEST_TEMPERATURE)
+    probabilities = logits.softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        probabilities = _nucleus(probabilities, top_p)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Zeroes all but the smallest set of most likely tokens that sums to top_p or more; the first always stays."""
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    before[:, 0] = 0.0
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
+
+
+def _check_sampling(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
+) -> None:
+    for name, value, smallest in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
+        if value is None and name != "max_new_tokens":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"generate: {name} is {value!r}, expected an integer")
+        if value < smallest:
+            raise ValueError(f"generate: {name} is {value}, expected at least {smallest}")
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if value is None and name == "top_p":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"generate: {name} is {value!r}, expected a number")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"generate: temperature is {temperature}, expected a finite number of at least 0")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate: top_p is {top_p}, expected 0 < top_p <= 1")
+    if seed is not None and seed >= 2**64:
+        raise ValueError(f"generate: seed is {seed}, expected less than 2**64")

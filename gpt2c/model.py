@@ -1,0 +1,244 @@
+"""GPT-2 (Radford et al. 2019) over the ops of gpt2c.ops, reading top to bottom.
+
+Shapes: B batch, T tokens, C width, H heads, D head dimension, V vocabulary, Vp padded vocabulary, N = B*T. Inside the
+model everything is an (N,C) matrix; only attention sees (B,H,T,D), as strided views of the (N,3C) product.
+
+The residual stream h and the layernorm after it are one op: every branch hands back its output x, and
+(h, y) = residual_layernorm(x, h) adds it to the stream and normalises for the next branch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2c import ops, pretrained
+from gpt2c.config import GPT2Config
+from gpt2c.generate import KVCache, LayerCache, generate, stream
+
+# Standard deviation of the initial weights: 0.02, as in GPT (Radford et al. 2018) and OpenAI's released code of GPT-2
+# (src/model.py). That code draws wpe with 0.01; 0.02 is used here, as in Hugging Face's GPT-2 (initializer_range).
+INIT_STD = 0.02
+
+
+class LayerNorm(nn.Module):
+    """Holds weight (C,) and bias (C,); the arithmetic is in the fused ops of the model's forward."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+
+class Linear(nn.Module):
+    """y = x W + b, W (in, out), the layout of GPT-2's released weights. std: of the initial W; b starts at 0."""
+
+    def __init__(self, n_in: int, n_out: int, std: float = INIT_STD) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out).normal_(std=std))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Embedding(nn.Module):
+    """Holds weight (rows, C), of which the first `used` rows are drawn and the rest, padding, are zero."""
+
+    def __init__(self, rows: int, width: int, used: int) -> None:
+        super().__init__()
+        weight = torch.zeros(rows, width)
+        weight[:used].normal_(std=INIT_STD)
+        self.weight = nn.Parameter(weight)
+
+
+class Attention(nn.Module):
+    """Causal self-attention: o = softmax(Q K^T / sqrt(D)) V per head, between the two projections."""
+
+    def __init__(self, config: GPT2Config, residual_std: float) -> None:
+        super().__init__()
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd, residual_std)
+
+    def forward(
+        self, y: Tensor, shape: torch.Size, cache: LayerCache | None, dropout: float, seed: Tensor | None
+    ) -> Tensor:
+        # Splitting whole heads makes Q, K and V three views, and the backward a single concatenation.
+        qkv = self.c_attn(y).view(*shape, 3 * self.n_head, self.head_dim)
+        q, k, v = (part.transpose(1, 2) for part in qkv.split(self.n_head, dim=2))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        o = ops.attention(q, k, v, causal=True, dropout_p=dropout, seed=seed)
+        return self.c_proj(o.transpose(1, 2).reshape(y.shape))  # a view: o lies in memory as (B,T,H,D)
+
+
+class MLP(nn.Module):
+    """gelu(y W1 + b1) W2 + b2 with the hidden width 4C; b1 is added by the gelu's kernel."""
+
+    def __init__(self, config: GPT2Config, residual_std: float) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, residual_std)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.c_proj(ops.bias_gelu(torch.mm(y, self.c_fc.weight), self.c_fc.bias))
+
+
+class Block(nn.Module):
+    """The parameters of one layer; GPT2's forward runs it, since the residual stream crosses the blocks' borders."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        # GPT-2, section 2.3: the weights of residual layers are scaled by 1/sqrt(number of residual layers), here 2L.
+        residual_std = INIT_STD / math.sqrt(2 * config.n_layer)
+        self.ln_1 = LayerNorm(config.n_embd)
+        self.attn = Attention(config, residual_std)
+        self.ln_2 = LayerNorm(config.n_embd)
+        self.mlp = MLP(config, residual_std)
+
+
+class GPT2(nn.Module):
+    """GPT-2 with tied embeddings; parameters are named and laid out as in Hugging Face's, without `transformer.`.
+
+    wte.weight has config.padded_vocab_size rows; the padding is zero, gets no gradient and shows nowhere else.
+    Activations have the parameters' dtype (fp32 or bf16), losses are fp32.
+    """
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = Embedding(config.padded_vocab_size, config.n_embd, used=config.vocab_size)
+        self.wpe = Embedding(config.n_positions, config.n_embd, used=config.n_positions)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Next-token logits, or the mean cross-entropy without storing the logits.
+
+        idx: (B,T) int64 token ids, 1 <= T <= n_positions. targets: (B,T) int64, -100 is ignored.
+        Returns (logits (B,T,V), None) without targets and (None, loss: 0-dim fp32) with them.
+        Raises TypeError, ValueError or IndexError, one sentence, for a wrong dtype, shape or token id.
+        """
+        self.check_tokens(idx)
+        if targets is not None:
+            _check_targets(targets, idx)
+        y = self.hidden(idx, dropout=self.config.dropout if self.training else 0.0)
+        if targets is None:
+            return self.logits(y).view(*idx.shape, self.config.vocab_size), None
+        return None, ops.linear_cross_entropy(
+            y, self.wte.weight, targets.reshape(-1), vocab_size=self.config.vocab_size
+        )
+
+    def hidden(self, idx: Tensor, dropout: float = 0.0, cache: KVCache | None = None) -> Tensor:
+        """The final layernorm's output (B*T, C) for idx (B,T), whose first position is cache.length with a cache.
+
+        dropout: probability of all three kinds of dropout, 0 for none.
+        """
+        eps, blocks = self.config.layer_norm_epsilon, list(self.h)
+        start = 0 if cache is None else cache.length
+        h = ops.embedding(idx, self.wte.weight, self.wpe.weight, start).view(-1, self.config.n_embd)
+        seeds: list[Tensor | None] = [None] * len(blocks)
+        if dropout:
+            h = F.dropout(h, dropout)
+            seeds = list(_attention_seeds(len(blocks), idx.device))
+        norm = blocks[0].ln_1
+        y = ops.layernorm(h, norm.weight, norm.bias, eps)
+        for i, block in enumerate(blocks):
+            x = block.attn(y, idx.shape, None if cache is None else cache.layers[i], dropout, seeds[i])
+            if dropout:
+                x = F.dropout(x, dropout)
+            h, y = ops.residual_layernorm(x, h, block.ln_2.weight, block.ln_2.bias, eps)
+            x = block.mlp(y)
+            if dropout:
+                x = F.dropout(x, dropout)
+            norm = blocks[i + 1].ln_1 if i + 1 < len(blocks) else self.ln_f
+            h, y = ops.residual_layernorm(x, h, norm.weight, norm.bias, eps)
+        return y
+
+    def logits(self, y: Tensor) -> Tensor:
+        """y (N,C) times the token embedding's V rows: (N,V), the padding left out."""
+        return torch.mm(y, self.wte.weight[: self.config.vocab_size].t())
+
+    def check_tokens(self, idx: Tensor, longest: int | None = None) -> None:
+        """Raises TypeError, ValueError or IndexError, one sentence, unless idx is (B,T) token ids.
+
+        longest: the largest T, n_positions if not given.
+        """
+        longest = longest or self.config.n_positions
+        if not isinstance(idx, Tensor) or idx.dtype != torch.int64:
+            raise TypeError(f"GPT2: idx is {_describe(idx)}, expected an int64 tensor")
+        if idx.ndim != 2 or not 1 <= idx.shape[1] <= longest:
+            raise ValueError(f"GPT2: idx has shape {tuple(idx.shape)}, expected (B, T) with 1 <= T <= {longest}")
+        if idx.device != self.wte.weight.device:
+            raise ValueError(f"GPT2: idx is on {idx.device}, expected {self.wte.weight.device} as the parameters")
+        # The embedding op knows Vp rows, not V. Looking costs a synchronisation on other devices and a graph break when
+        # compiled; there an id in the padding reads a row of zeros.
+        if idx.device.type == "cpu" and not torch.compiler.is_compiling() and idx.numel():
+            low, high = (int(end) for end in idx.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                found = low if low < 0 else high
+                raise IndexError(f"GPT2: idx holds the token {found}, expected 0 <= token < {self.config.vocab_size}")
+
+    def num_parameters(self) -> int:
+        """Number of trained scalars, the vocabulary's padding not counted (gpt2: 124,439,808)."""
+        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
+        return sum(p.numel() for p in self.parameters()) - padding
+
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Continues each row of idx (B,T0): ids (B, T0 + max_new_tokens); see gpt2c.generate.stream."""
+        return generate(self, idx, max_new_tokens, temperature, top_k, top_p, seed)
+
+    def stream(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Yields the next ids (B,) as they come; see gpt2c.generate.stream."""
+        return stream(self, idx, max_new_tokens, temperature, top_k, top_p, seed)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str]) -> GPT2:
+        """The GPT-2 in a folder or on the Hugging Face hub, in eval mode; see gpt2c.pretrained.load."""
+        return pretrained.load(cls, name)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes what transformers' GPT2LMHeadModel.from_pretrained loads; see gpt2c.pretrained.save."""
+        pretrained.save(self, folder)
+
+
+def _attention_seeds(count: int, device: torch.device) -> tuple[Tensor, ...]:
+    """One seed per layer for the attention's dropout, from torch's generator: its state decides every mask."""
+    return torch.randint(0, 2**63 - 1, (count,), dtype=torch.int64, device=device).split(1)
+
+
+def _check_targets(targets: Tensor, idx: Tensor) -> None:
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        raise TypeError(f"GPT2: targets is {_describe(targets)}, expected an int64 tensor")
+    if targets.shape != idx.shape:
+        raise ValueError(f"GPT2: targets has shape {tuple(targets.shape)}, expected {tuple(idx.shape)} as idx")
+    if targets.device != idx.device:
+        raise ValueError(f"GPT2: targets is on {targets.device}, expected {idx.device} as idx")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor"
+    return f"a {type(value).__name__}"
