@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gpt2c.errors import UserError, reading
+from gpt2c.errors import UserError
+from gpt2c.files import reading
 from gpt2c.tokenizer import Tokenizer
 
 EMBEDDED = "embedded"

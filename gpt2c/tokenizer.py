@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,8 @@ from typing import Protocol
 import numpy as np
 import tiktoken
 
-from gpt2c.errors import UserError, reading
+from gpt2c.errors import UserError
+from gpt2c.files import reading
 
 END_OF_TEXT = "<|endoftext|>"
 NAMES = ("bytes", "gpt2")
@@ -99,6 +101,11 @@ def get_tokenizer(name: str) -> Tokenizer:
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of the ids; bytes that are not UTF-8 become U+FFFD, as a model may write any bytes."""
     return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters, which could move the cursor or worse, become U+FFFD."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 class StreamDecoder:

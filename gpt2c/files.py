@@ -1,0 +1,59 @@
+"""Reading and writing files: failures are one sentence, and what is written appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gpt2c.errors import UserError, reason
+
+
+@contextmanager
+def reading(what: str, path: Path) -> Iterator[None]:
+    """Turn a failed read of `path` into a UserError that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the {what} {path}: {reason(error)}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write (full disk, missing permission, file size limit) of `path` into a UserError that names it."""
+    try:
+        yield
+    # safetensors reports a failed write as its own error, with the operating system's words inside.
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {path}: {reason(error)}; make room or choose another folder with --out"
+        ) from error
+
+
+def write_atomically(path: Path, contents: bytes) -> None:
+    """Replace `path` at once: after a crash or on a full disk it holds the old contents or the new. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's entries, are on the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows: folders cannot be opened, renames are journalled
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,210 @@
+"""A run's settings: one dataclass whose fields are the flags, the keys of preset files, and the run's record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt2c.config import GPT2Config
+from gpt2c.errors import UserError
+from gpt2c.files import reading
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a training run."""
+
+    data: str = "embedded"
+    """What to learn: a UTF-8 text, an llm.c shard (.bin), a folder of either, or `embedded`: Python's help, 0.5 MB."""
+    out: Path = Path("runs/train")
+    """Run folder, new or empty unless --resume is given; gets checkpoints/, metrics.jsonl, samples.txt, loss.png."""
+    tokenizer: Literal["bytes", "gpt2"] = "bytes"
+    """How text becomes tokens: `bytes` (257 ids) or `gpt2` (byte-pair encoding, 50257 ids)."""
+    val_fraction: float = 0.1
+    """Share of the tokens, taken from the end of the data, that is kept for validation, between 0 and 1."""
+
+    n_layer: int = 4
+    """Number of transformer blocks, L."""
+    n_head: int = 4
+    """Attention heads per block, H; divides n_embd."""
+    n_embd: int = 128
+    """Width of the residual stream, C."""
+    context: int = 64
+    """Context length in tokens, T: the model's number of positions and the length of each training window."""
+    dropout: float = 0.0
+    """Dropout probability on embeddings, attention and residual branches, 0 up to but not 1."""
+
+    steps: int = 2000
+    """Optimizer steps in all; the learning rate's cosine ends there."""
+    batch_size: int = 12
+    """Windows in one micro-step, B."""
+    accumulation: int = 1
+    """Micro-steps per optimizer step: an effective batch of batch_size * accumulation windows, in the memory of one."""
+    lr: float = 1e-3
+    """Peak learning rate, reached after the warm-up."""
+    min_lr: float = 1e-4
+    """Learning rate at the last step, at the end of the cosine."""
+    warmup_steps: int = 100
+    """Steps in which the learning rate climbs linearly to lr."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay, on matrices and embeddings only, not on biases and layernorms."""
+    beta1: float = 0.9
+    """AdamW's decay rate of the first moment, per step."""
+    beta2: float = 0.99
+    """AdamW's decay rate of the second moment, per step."""
+    grad_clip: float = 1.0
+    """Largest L2 norm of all gradients together; a larger gradient is scaled down to it."""
+    seed: int = 1337
+    """Seed of the initial weights, of the windows drawn and of dropout."""
+
+    eval_every: int = 250
+    """Steps between evaluations on the validation split; the last step is always evaluated."""
+    eval_batches: int = 200
+    """Largest number of batches in an evaluation, spread evenly over the validation split, the same each time."""
+    sample_every: int = 500
+    """Steps between samples of generated text; 0 for one at the last step only."""
+    sample_tokens: int = 300
+    """Length of a sample in tokens."""
+    log_every: int = 1
+    """Steps between rows of metrics.jsonl."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; there is one at the last step and at each new best validation loss, too."""
+    keep: int = 2
+    """Number of latest checkpoints kept; the one with the best validation loss is kept besides."""
+
+    # tyro shows each field's docstring as the flag's help, and keeps its line breaks: one line each.
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that makes no sense."""
+        for name, (is_right, expected) in _RULES.items():
+            value = getattr(self, name)
+            if not is_right(value):
+                raise UserError(f"{flag(name)} is {value}, expected {expected}")
+        if self.min_lr > self.lr:
+            raise UserError(f"--min-lr is {self.min_lr}, expected at most --lr, {self.lr}")
+
+    def model_config(self, vocab_size: int) -> GPT2Config:
+        """The model these settings ask for; UserError if there is none of such sizes."""
+        try:
+            return GPT2Config(
+                vocab_size=vocab_size,
+                n_positions=self.context,
+                n_embd=self.n_embd,
+                n_layer=self.n_layer,
+                n_head=self.n_head,
+                dropout=self.dropout,
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return {**dataclasses.asdict(self), "out": str(self.out)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> TrainConfig:
+        """Settings from TOML or JSON; absent fields keep their defaults.
+
+        Raises UserError for an unknown field or a value of another type; `source` is named in it.
+        """
+        types = typing.get_type_hints(cls)
+        for name, value in values.items():
+            if name not in types:
+                raise UserError(f"{source} has the unknown setting {name!r}: expected some of {', '.join(types)}")
+            if not _fits(value, types[name]):
+                kind = _KINDS.get(types[name], "one of " + ", ".join(typing.get_args(types[name])))
+                raise UserError(f"{source} sets {name} to {value!r}, expected {kind}")
+        return cls(**{name: types[name](v) if types[name] in (float, Path) else v for name, v in values.items()})
+
+
+# What a resumed run may change: none of these enters the arithmetic of a step, except `steps`, which is there to train
+# longer. `data` is a name; its tokens are compared by their fingerprint instead.
+MAY_CHANGE = frozenset(
+    ("data", "out", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "log_every")
+    + ("checkpoint_every", "keep")
+)
+
+
+def flag(name: str) -> str:
+    """The command line's name for a field."""
+    return "--" + name.replace("_", "-")
+
+
+def preset_names() -> list[str]:
+    """The presets that the package carries."""
+    folder = resources.files("gpt2c") / "presets"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> TrainConfig:
+    """The settings of a preset of the package, or of a user's own TOML file. UserError says what is wrong with it."""
+    if name in preset_names():
+        text = (resources.files("gpt2c") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    elif name.endswith(".toml") or Path(name).is_file():
+        with reading("preset", Path(name)):
+            raw = Path(name).read_bytes()
+        text = raw.decode("utf-8", errors="replace")
+    else:
+        known = ", ".join(preset_names())
+        raise UserError(f"unknown preset {name!r}: expected one of {known}, or the path of a TOML file")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the preset {name} is not valid TOML: {error}") from error
+    return TrainConfig.from_dict(values, source=f"the preset {name}")
+
+
+_KINDS = {int: "an integer", float: "a number", str: "a string", Path: "a string"}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, (int, float))
+    if kind in (int, str):
+        return isinstance(value, kind)
+    return isinstance(value, str) and (kind is Path or value in typing.get_args(kind))
+
+
+Rule = tuple[Callable[[Any], bool], str]
+_AT_LEAST_0: Rule = (lambda x: x >= 0, "at least 0")
+_AT_LEAST_1: Rule = (lambda x: x >= 1, "at least 1")
+_POSITIVE: Rule = (lambda x: 0 < x < math.inf, "a finite number above 0")
+_NOT_NEGATIVE: Rule = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+_BETA: Rule = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+
+_RULES: dict[str, Rule] = {
+    "val_fraction": (lambda x: 0 < x < 1, "above 0 and below 1"),
+    "context": _AT_LEAST_1,
+    "steps": _AT_LEAST_1,
+    "batch_size": _AT_LEAST_1,
+    "accumulation": _AT_LEAST_1,
+    "lr": _POSITIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "warmup_steps": _AT_LEAST_0,
+    "weight_decay": _NOT_NEGATIVE,
+    "beta1": _BETA,
+    "beta2": _BETA,
+    "grad_clip": _POSITIVE,
+    "seed": (lambda x: 0 <= x < 2**63, "at least 0 and below 2**63"),
+    "eval_every": _AT_LEAST_1,
+    "eval_batches": _AT_LEAST_1,
+    "sample_every": _AT_LEAST_0,
+    "sample_tokens": _AT_LEAST_1,
+    "log_every": _AT_LEAST_1,
+    "checkpoint_every": _AT_LEAST_1,
+    "keep": _AT_LEAST_1,
+}
