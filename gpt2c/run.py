@@ -1,0 +1,112 @@
+"""A run folder: its settings, and the files that grow with it (metrics.jsonl, samples.txt, loss.png).
+
+The sizes of the growing files are kept in each checkpoint; a resumed run cuts them back to those sizes, so that no row
+is there twice and none is missing, wherever the run was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gpt2c
+from gpt2c import curve
+from gpt2c.errors import UserError
+from gpt2c.files import fsync, reading, write_atomically, writing
+from gpt2c.settings import MAY_CHANGE, TrainConfig, flag
+
+SETTINGS, METRICS, SAMPLES, CURVE = "run.json", "metrics.jsonl", "samples.txt", "loss.png"
+
+
+class Run:
+    """An open run folder. Every method that writes raises UserError when it cannot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics, self.samples, self.curve = (folder / name for name in (METRICS, SAMPLES, CURVE))
+
+    @classmethod
+    def create(cls, config: TrainConfig, data: Mapping[str, int]) -> Run:
+        """Start a run in a new or empty folder; `data` is the fingerprint of its tokens."""
+        folder = config.out
+        with writing(folder):
+            if folder.is_dir() and any(folder.iterdir()):
+                hint = "add --resume to continue it" if (folder / SETTINGS).exists() else "it is not a run of gpt2c"
+                raise UserError(f"{folder} is not empty: {hint}, or choose another folder with --out")
+            folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder)
+        run._write_settings(config, data)
+        return run
+
+    @classmethod
+    def reopen(cls, config: TrainConfig, data: Mapping[str, int], sizes: Mapping[str, int]) -> Run:
+        """Continue a run whose growing files had these sizes. UserError if it was started with other settings."""
+        recorded = read_settings(config.out)
+        for name, value in config.to_dict().items():
+            found = recorded["settings"].get(name)
+            if name not in MAY_CHANGE and found != value:
+                raise UserError(
+                    f"{config.out} was started with {flag(name)} {found}, found {value}: a resumed run keeps its "
+                    "settings, start another run with another --out"
+                )
+        if recorded["data"] != data:
+            raise UserError(
+                f"{config.out} was started on {recorded['data']['tokens']} tokens of {recorded['settings']['data']}, "
+                f"found {data['tokens']} tokens in {config.data} that are not the same: give the same text with --data"
+            )
+        run = cls(config.out)
+        with writing(run.folder):
+            for path in (run.metrics, run.samples):
+                if path.exists():
+                    os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
+        run._write_settings(config, data)
+        return run
+
+    def add_metrics(self, row: Mapping[str, float]) -> None:
+        """Append one row to metrics.jsonl."""
+        self._append(self.metrics, json.dumps(row) + "\n")
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Append a generated text to samples.txt."""
+        self._append(self.samples, f"--- step {step} ---\n{text}\n\n")
+
+    def draw_curve(self) -> None:
+        """Draw loss.png from metrics.jsonl."""
+        with reading("metrics", self.metrics):
+            rows = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        with writing(self.curve):
+            write_atomically(self.curve, curve.loss_curve(rows))
+
+    def flush(self) -> dict[str, int]:
+        """Bring the growing files to the disk; returns their sizes in bytes for the checkpoint's record."""
+        with writing(self.folder):
+            present = [path for path in (self.metrics, self.samples) if path.exists()]
+            for path in present:
+                fsync(path)
+            return {path.name: path.stat().st_size for path in present}
+
+    def _append(self, path: Path, text: str) -> None:
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    def _write_settings(self, config: TrainConfig, data: Mapping[str, int]) -> None:
+        record = {"gpt2c": getattr(gpt2c, "__version__", None), "settings": config.to_dict(), "data": dict(data)}
+        with writing(self.folder):
+            write_atomically(self.folder / SETTINGS, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """run.json; UserError if the folder holds no run."""
+    path = folder / SETTINGS
+    if not path.exists():
+        raise UserError(f"{folder} holds no run to resume: start it without --resume")
+    with reading("run's settings", path):
+        text = path.read_bytes()
+    try:
+        record = json.loads(text)
+        return {"settings": dict(record["settings"]), "data": dict(record["data"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: expected the settings of a gpt2c run") from error
