@@ -1,0 +1,105 @@
+"""The command `gpt2c`: reads the arguments, and turns every mistake of the user into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gpt2c.commands import Info, Sample, Train
+from gpt2c.errors import UserError
+from gpt2c.run import SETTINGS, read_settings
+from gpt2c.settings import TrainConfig, load_preset
+
+DEFAULT_PRESET = "demo"
+USER_ERROR = 2
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; `args` are the command line's without the program's name. Returns the exit code.
+
+    0: done. 2: a mistake of the user's, told on stderr as `error: <sentence>`. 128 + n: stopped by signal n.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            return parse(sys.argv[1:] if args is None else list(args)).run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def parse(args: list[str]) -> Train | Sample | Info:
+    """The command that the arguments describe. Raises UserError, or SystemExit(0) after --help."""
+    preset = flag_value(args, "--preset") or DEFAULT_PRESET
+    settings = train_defaults(args, preset) if args[:1] == ["train"] else TrainConfig()
+    training = Train(settings, preset)
+    commands = (
+        Annotated[Train, tyro.conf.subcommand("train", default=training)]
+        | Annotated[Sample, tyro.conf.subcommand("sample")]
+        | Annotated[Info, tyro.conf.subcommand("info")]
+    )
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                commands,
+                prog="gpt2c",
+                description="Train GPT-2 and let it write, on this machine's own kernels.",
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(one_sentence(printed.getvalue())) from None
+
+
+def train_defaults(args: list[str], preset: str) -> TrainConfig:
+    """What the flags of `train` change: the preset's settings or, on a resume, those that the run was started with."""
+    if "--resume" not in args or flag_value(args, "--preset"):
+        return load_preset(preset)
+    folder = Path(flag_value(args, "--out") or load_preset(preset).out)
+    settings = TrainConfig.from_dict(read_settings(folder)["settings"], source=str(folder / SETTINGS))
+    return dataclasses.replace(settings, out=folder)
+
+
+def flag_value(args: list[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`, needed before the rest can be parsed: it sets the defaults."""
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(name + "="):
+            return arg.removeprefix(name + "=")
+    return None
+
+
+def one_sentence(box: str) -> str:
+    """tyro's framed error message as a sentence: its first part, and the flags it supposes were meant."""
+    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()]
+    lines = [line for line in lines if line and not re.search(r"──+ *$", line) or re.fullmatch("─+", line)]
+    parts = [part.strip() for part in re.split("─+", " ".join(lines)) if part.strip()]
+    if not parts:
+        return "the arguments cannot be read; see --help"
+    flags = re.findall(r"--[a-z0-9-]+", " ".join(p for p in parts[1:] if p.startswith("Perhaps you meant")))
+    flags = [flag for flag in dict.fromkeys(flags) if flag != "--help"]
+    meant = f"; perhaps you meant {' or '.join(flags)}" if flags else ""
+    # A missing positional argument comes with its whole help.
+    sentence = re.sub(r"^(Missing from [^:]+: \S+).*", r"\1", parts[0]).rstrip(".").replace(". Expected", ", expected")
+    return f"{sentence[0].lower()}{sentence[1:]}{meant}; see --help"

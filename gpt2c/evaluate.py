@@ -1,0 +1,38 @@
+"""The validation loss, and samples of text, of a model in training. Neither touches torch's random generator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from gpt2c.data import Batch
+from gpt2c.model import GPT2
+from gpt2c.tokenizer import Tokenizer, decode, printable
+
+SAMPLE_PROMPT = "\n"
+SAMPLE_TEMPERATURE = 0.8
+
+
+@torch.no_grad()
+def validation_loss(model: GPT2, batches: Iterable[Batch]) -> float:
+    """Mean cross-entropy over all tokens of the batches, in nats per token, without dropout."""
+    total, tokens = 0.0, 0
+    model.eval()
+    for idx, targets in batches:
+        _, loss = model(idx, targets)
+        total += float(loss) * targets.numel()  # batches may differ in size
+        tokens += targets.numel()
+    model.train()
+    return total / tokens
+
+
+def sample_text(model: GPT2, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
+    """`tokens` tokens of text after a line break, the same for the same weights and seed."""
+    prompt = torch.from_numpy(tokenizer.encode(SAMPLE_PROMPT).astype(np.int64))[None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the text is longer than the context is no news here
+        ids = model.generate(prompt, tokens, temperature=SAMPLE_TEMPERATURE, seed=seed)
+    return printable(decode(tokenizer, ids[0, prompt.shape[1] :].tolist())).strip()
