@@ -163,10 +163,9 @@ def sample(
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Zeroes all but the smallest set of most likely tokens that sums to top_p or more; the first always stays."""
+    """Zeroes all but the smallest set of most likely tokens that sums to top_p or more, always the first."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
-    before[:, 0] = 0.0
     return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
 
 

@@ -169,6 +169,11 @@ class TestSampling:
             else:  # five standard deviations of 20000 draws
                 assert abs(found[token] - probability) <= 5 * (probability * (1 - probability) / 20000) ** 0.5
 
+    def test_the_nucleus_is_the_smallest_that_reaches_top_p(self):
+        # Four quarters, exact in binary: two reach 0.5, and of equals the first come first.
+        assert self.frequencies([0.0] * 4, temperature=1.0, top_p=0.5).keys() == {0, 1}
+        assert self.frequencies([0.0] * 4, temperature=1.0, top_p=0.51).keys() == {0, 1, 2}
+
     def test_extremes_stay_sound(self):
         assert self.frequencies([1e30, 0.0, -1e30], temperature=1e-45) == {0: 1.0}
         assert self.frequencies([5.0, 4.9, 0.0], temperature=1e-6) == {0: 1.0}
