@@ -42,8 +42,8 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, config: TrainConfig, data: Mapping[str, int], sizes: Mapping[str, int]) -> Run:
-        """Continue a run whose growing files had these sizes. UserError if it was started with other settings."""
+    def reopen(cls, config: TrainConfig, data: Mapping[str, int]) -> Run:
+        """An existing run; UserError if it was started with other settings or data. Nothing is written yet."""
         recorded = read_settings(config.out)
         for name, value in config.to_dict().items():
             found = recorded["settings"].get(name)
@@ -54,16 +54,19 @@ class Run:
                 )
         if recorded["data"] != data:
             raise UserError(
-                f"{config.out} was started on {recorded['data']['tokens']} tokens of {recorded['settings']['data']}, "
-                f"found {data['tokens']} tokens in {config.data} that are not the same: give the same text with --data"
+                f"{config.out} was started on {recorded['data'].get('tokens')} tokens of "
+                f"{recorded['settings'].get('data')}, found {data['tokens']} tokens in {config.data} that are not the "
+                "same: give the same text with --data"
             )
-        run = cls(config.out)
-        with writing(run.folder):
-            for path in (run.metrics, run.samples):
+        return cls(config.out)
+
+    def rewind(self, config: TrainConfig, data: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+        """Cut the growing files back to the sizes they had at the checkpoint from which the run goes on."""
+        with writing(self.folder):
+            for path in (self.metrics, self.samples):
                 if path.exists():
                     os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
-        run._write_settings(config, data)
-        return run
+        self._write_settings(config, data)
 
     def add_metrics(self, row: Mapping[str, float]) -> None:
         """Append one row to metrics.jsonl."""

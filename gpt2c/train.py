@@ -105,7 +105,7 @@ def open_training(config: TrainConfig, resume: bool) -> Training:
     last = checkpoint.latest(config.out) if resume else None
     record = checkpoint.read_record(last) if last else checkpoint.Record(0, tokenizer.name, None, 0.0, {})
     fingerprint = dataset.tokens.fingerprint()
-    run = Run.reopen(config, fingerprint, record.files) if resume else Run.create(config, fingerprint)
+    run = Run.reopen(config, fingerprint) if resume else Run.create(config, fingerprint)
 
     torch.manual_seed(config.seed)
     model = GPT2.from_pretrained(last).train() if last else GPT2(model_config)
@@ -114,6 +114,8 @@ def open_training(config: TrainConfig, resume: bool) -> Training:
     optimizer = make_optimizer(model, config)
     if last:
         checkpoint.restore(last, model, optimizer)
+    if resume:
+        run.rewind(config, fingerprint, record.files)
         checkpoint.prune(run.folder, config.keep)
     best = checkpoint.best(run.folder)
     best_loss = checkpoint.read_record(best).val_loss if best else None

@@ -1,0 +1,87 @@
+"""A run so small that it takes a second, for the tests of training, checkpoints and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from gpt2c.settings import TrainConfig
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TIMES = ("seconds", "tok_per_s")
+
+
+def write_text(folder: Path) -> Path:
+    """20 kB of English."""
+    path = folder / "text.txt"
+    path.write_text("\n".join(topics[key] for key in sorted(topics))[:20_000], encoding="utf-8")
+    return path
+
+
+def config(folder: Path, **changes: Any) -> TrainConfig:
+    """One layer of width 32, 8 steps; the run folder is `folder`/run."""
+    settings: dict[str, Any] = {
+        "data": str(write_text(folder)),
+        "out": folder / "run",
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 32,
+        "context": 16,
+        "batch_size": 2,
+        "steps": 8,
+        "warmup_steps": 2,
+        "eval_every": 4,
+        "eval_batches": 2,
+        "sample_every": 4,
+        "sample_tokens": 20,
+        "checkpoint_every": 2,
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def flags(settings: TrainConfig) -> list[str]:
+    """The command line of `gpt2c train` for these settings."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.to_dict().items()]
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    """`gpt2c ARGS` as a process of its own, with one thread."""
+    program = "import sys; from gpt2c.cli import main; sys.exit(main())"
+    # The package may be installed or lie in this repository.
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *args],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl without the times, which differ from run to run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def state(checkpoint: Path) -> dict[str, bytes]:
+    """Every tensor of a checkpoint: the weights, the moments and the random generator, as bytes."""
+    tensors = {
+        f"{name}: {key}": value
+        for name in ("model.safetensors", "training.safetensors")
+        for key, value in load_file(checkpoint / name).items()
+    }
+    return {key: value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for key, value in tensors.items()}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` and its contents."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
