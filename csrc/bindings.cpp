@@ -1,0 +1,113 @@
+// The Python module gpt2c._ext: every kernel of the active CPU backend as a function of integers and numbers.
+// No checks and no logic: gpt2c/_native.py is the only caller. The GIL is released while a kernel runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/cpuid.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+using namespace gpt2c;
+
+namespace {
+
+Isa active{};
+
+// How a kernel's parameter looks from Python, and its way back.
+template <class T>
+struct Arg {
+    using Python = T;
+    static T from(const Python& value) { return value; }
+};
+template <>
+struct Arg<DType> {
+    using Python = int;
+    static DType from(Python value) { return static_cast<DType>(value); }
+};
+template <class T>
+struct Arg<T*> {
+    using Python = std::uintptr_t;
+    static T* from(Python value) { return reinterpret_cast<T*>(value); }
+};
+template <class T>
+struct Arg<T* const*> {
+    using Python = std::vector<std::uintptr_t>;
+    static T* const* from(const Python& value) { return reinterpret_cast<T* const*>(value.data()); }
+};
+template <>
+struct Arg<Strides> {
+    using Python = std::array<int64_t, 3>;
+    static Strides from(const Python& value) { return {value[0], value[1], value[2]}; }
+};
+template <>
+struct Arg<const AttentionShape&> {
+    using Python =
+        std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, bool, float, std::uintptr_t, uint32_t, float>;
+    static AttentionShape from(const Python& value) {
+        return std::apply(
+            [](int dtype, int64_t B, int64_t H, int64_t Tq, int64_t Tk, int64_t D, bool causal, float scale,
+               std::uintptr_t seed, uint32_t drop_below, float keep_scale) {
+                return AttentionShape{static_cast<DType>(dtype),
+                                      B,
+                                      H,
+                                      Tq,
+                                      Tk,
+                                      D,
+                                      causal,
+                                      scale,
+                                      reinterpret_cast<const int64_t*>(seed),
+                                      drop_below,
+                                      keep_scale};
+            },
+            value);
+    }
+};
+
+template <class R, class... Params>
+void bind(py::module_& m, const char* name, R (*Kernels::*kernel)(Params...)) {
+    m.def(
+        name,
+        [kernel](const typename Arg<Params>::Python&... values) {
+            return (active.kernels->*kernel)(Arg<Params>::from(values)...);
+        },
+        py::call_guard<py::gil_scoped_release>());
+}
+
+std::vector<std::string> available_isas() {
+    int count = 0;
+    const Isa* list = isas(&count);
+    std::vector<std::string> names;
+    for (int i = 0; i < count; ++i)
+        if (list[i].supported) names.push_back(list[i].name);
+    return names;
+}
+
+// Takes the named backend, or the best one for an empty name. False if this machine cannot run it.
+bool set_isa(const std::string& name) {
+    int count = 0;
+    const Isa* list = isas(&count);
+    for (int i = count - 1; i >= 0; --i)
+        if (list[i].supported && (name.empty() ? list[i].preferred : name == list[i].name)) {
+            active = list[i];
+            return true;
+        }
+    return false;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_ext, m) {
+    set_isa("");
+    m.def("available_isas", &available_isas);
+    m.def("active_isa", [] { return std::string(active.name); });
+    m.def("set_isa", &set_isa);
+#define GPT2C_BIND(name) bind(m, #name, &Kernels::name);
+    GPT2C_KERNELS(GPT2C_BIND)
+#undef GPT2C_BIND
+}

@@ -1,0 +1,123 @@
+// Every kernel's prototype and contract, the same for each backend.
+//
+// Common to all:
+//  * Pointers are to elements of `dtype` unless typed otherwise. Python has checked shapes, dtypes and devices
+//    (gpt2c/ops/<op>.py) and has allocated every output; kernels trust that and allocate no tensor.
+//  * Tensors are contiguous unless strides are given; strides count elements, and the last dimension's is 1.
+//  * No alignment beyond the element's own is needed. Outputs do not overlap inputs unless said so.
+//  * Arithmetic and every accumulation are fp32 (sums over rows of losses and of squares: fp64).
+//  * Each result is a function of the inputs alone: work is cut into pieces by the sizes, never by `threads`,
+//    and pieces are added up in a fixed order.
+//  * Sizes may be zero; an output that is a sum is then zero.
+//  * `threads` is the largest number of threads to use.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace gpt2c {
+
+// Strides of a (B, H, T, D) tensor whose last dimension is dense.
+struct Strides {
+    int64_t b, h, t;
+};
+
+// What forward and backward of attention share. Query i sees key j iff not causal or j <= i + Tk - Tq.
+struct AttentionShape {
+    DType dtype;
+    int64_t B, H, Tq, Tk, D;  // D <= 256
+    bool causal;
+    float scale;  // scores are scale * q.k
+    // Dropout, off where seed is null: the probability at (b, h, i, j) is multiplied by keep_scale if
+    // philox(seed[0]; counter i, j / 4, b * H + h, 0)[j % 4] >= drop_below, else by 0 (philox.h).
+    const int64_t* seed;
+    uint32_t drop_below;
+    float keep_scale;
+};
+
+// ---- layernorm: y = (h - mean) * rstd * weight + bias over rows of C, h = x + residual (or x, where null).
+// x, residual, h, y (N, C); weight, bias (C); mean, rstd (N) fp32. h is written only where residual is given.
+using layernorm_forward_t = void(DType dtype, const void* x, const void* residual, const void* weight, const void* bias,
+                                 void* h, void* y, float* mean, float* rstd, int64_t N, int64_t C, float eps,
+                                 int threads);
+// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dh, where g = dy * weight, xhat = (h - mean) * rstd.
+// dh (N, C) is what flows into h from elsewhere, or null. dweight, dbias (C).
+using layernorm_backward_t = void(DType dtype, const void* dy, const void* dh, const void* h, const void* weight,
+                                  const float* mean, const float* rstd, void* dx, void* dweight, void* dbias, int64_t N,
+                                  int64_t C, int threads);
+
+// ---- gelu: y = gelu(x + bias) on (N, C); bias (C) or null; exact: the erf form, else GPT-2's tanh form.
+using gelu_forward_t = void(DType dtype, const void* x, const void* bias, void* y, int64_t N, int64_t C, bool exact,
+                            int threads);
+// dx = dy * gelu'(x + bias); dbias (C) = column sums of dx, null iff bias is.
+using gelu_backward_t = void(DType dtype, const void* dy, const void* x, const void* bias, void* dx, void* dbias,
+                             int64_t N, int64_t C, bool exact, int threads);
+
+// ---- attention: o = dropout(softmax(scale * q k^T)) v, without the (Tq, Tk) matrix. lse (B, H, Tq) fp64 is each
+// row's logsumexp of the scores: in fp64, since in fp32 large scores would swallow the logarithm and the backward
+// could not rebuild the probabilities. A row that sees no key has o = 0, lse = -inf and zero gradient.
+using attention_forward_t = void(const AttentionShape& s, const void* q, const void* k, const void* v, void* o,
+                                 double* lse, Strides q_strides, Strides k_strides, Strides v_strides,
+                                 Strides o_strides, int threads);
+using attention_backward_t = void(const AttentionShape& s, const void* do_, const void* q, const void* k, const void* v,
+                                  const void* o, const double* lse, void* dq, void* dk, void* dv, Strides do_strides,
+                                  Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides,
+                                  Strides dq_strides, Strides dk_strides, Strides dv_strides, int threads);
+
+// ---- cross_entropy: rows of logits (N, V), `stride` >= V elements apart; targets (N).
+// The number of targets that are not ignore_index; or -1 - n for the first n whose target is not in [0, V) either.
+using cross_entropy_count_t = int64_t(const int64_t* targets, int64_t N, int64_t V, int64_t ignore_index);
+// lse (N) fp64 = logsumexp of each row; total[0] += sum over rows not ignored of lse - logits[target].
+using cross_entropy_forward_t = void(DType dtype, const void* logits, const int64_t* targets, double* lse,
+                                     double* total, int64_t N, int64_t V, int64_t stride, int64_t ignore_index,
+                                     int threads);
+// dlogits = (softmax(logits) - onehot(target)) * dloss[0] / count, zero where ignored and in columns V .. stride.
+// dlogits has logits' stride and may be logits itself.
+using cross_entropy_backward_t = void(DType dtype, const float* dloss, const void* logits, const int64_t* targets,
+                                      const double* lse, void* dlogits, int64_t N, int64_t V, int64_t stride,
+                                      int64_t ignore_index, int64_t count, int threads);
+
+// ---- embedding: x[b, t] = wte[idx[b, t]] + wpe[start + t]; idx (B, T), wte (V, C), wpe (>= start + T, C).
+// Returns the first position in idx whose id is not in [0, V), or -1; when there is one nothing is written.
+using embedding_forward_t = int64_t(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x,
+                                    int64_t B, int64_t T, int64_t C, int64_t V, int64_t start, int threads);
+// dwte (V, C) and dwpe (P, C), both fp32, zeroed here, then filled: rows are added in the order of positions.
+// Returns as the forward does.
+using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const void* dx, float* dwte, float* dwpe,
+                                     int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start, int threads);
+
+// ---- adamw: one pass over lists of `n_tensors` tensors of sizes[i] elements, updating params (dtype), m and v (fp32)
+// in place:  g = grad_scale * grad;  m += (1 - beta1)(g - m);  v += (1 - beta2)(g^2 - v);
+// param = param * (1 - lr * weight_decay) - lr / bias1 * m / (sqrt(v / bias2) + eps), bias_i = 1 - beta_i^step.
+using adamw_t = void(DType dtype, void* const* params, const void* const* grads, void* const* m, void* const* v,
+                     const int64_t* sizes, int64_t n_tensors, float lr, float beta1, float beta2, float eps,
+                     float weight_decay, float bias1, float bias2, float grad_scale, int threads);
+
+// ---- grad_norm: norm (1) fp32 = sqrt(sum of squares of all elements of all tensors), summed in fp64.
+using grad_norm_t = void(DType dtype, const void* const* grads, const int64_t* sizes, int64_t n_tensors, float* norm,
+                         int threads);
+
+#define GPT2C_KERNELS(X)      \
+    X(layernorm_forward)      \
+    X(layernorm_backward)     \
+    X(gelu_forward)           \
+    X(gelu_backward)          \
+    X(attention_forward)      \
+    X(attention_backward)     \
+    X(cross_entropy_count)    \
+    X(cross_entropy_forward)  \
+    X(cross_entropy_backward) \
+    X(embedding_forward)      \
+    X(embedding_backward)     \
+    X(adamw)                  \
+    X(grad_norm)
+
+// One backend: a pointer to each kernel.
+struct Kernels {
+#define GPT2C_MEMBER(name) name##_t* name;
+    GPT2C_KERNELS(GPT2C_MEMBER)
+#undef GPT2C_MEMBER
+};
+
+}  // namespace gpt2c

@@ -1,0 +1,63 @@
+"""The extension's only importer: every kernel call goes through `call`, every choice of a backend is made here.
+
+``GPT2C_FORCE_ISA`` names the CPU backend to use (see `available_isas`); without it the best one that this machine can
+run is taken when the module is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from gpt2c import _ext
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of csrc/dtype.h
+
+
+def available_isas() -> list[str]:
+    """The CPU backends that this machine can run, from the least to the most capable."""
+    return _ext.available_isas()
+
+
+def active_isa() -> str:
+    """The CPU backend in use."""
+    return _ext.active_isa()
+
+
+def set_isa(name: str) -> None:
+    """Takes the CPU backend `name`, or the best one if it is empty.
+
+    Raises ValueError if this machine cannot run it.
+    """
+    if not _ext.set_isa(name):
+        raise ValueError(f"ISA {name!r} is not available on this machine, expected one of {', '.join(available_isas())}")
+
+
+def call(kernel: str, *args: object) -> int | None:
+    """Runs a kernel of csrc/kernels.h on the arguments of its contract, in order, without the last (threads).
+
+    Tensors, and tensors within tuples and lists, become their addresses, None a null pointer and a dtype its number.
+    """
+    return getattr(_ext, kernel)(*[_lower(arg) for arg in args], torch.get_num_threads())
+
+
+def count_targets(targets: Tensor, V: int, ignore_index: int) -> int:
+    """The kernel cross_entropy_count, the only one that needs no threads."""
+    return _ext.cross_entropy_count(targets.data_ptr(), targets.numel(), V, ignore_index)
+
+
+def _lower(arg: object) -> object:
+    if isinstance(arg, Tensor):
+        return arg.data_ptr()
+    if arg is None:
+        return 0
+    if isinstance(arg, torch.dtype):
+        return DTYPES[arg]
+    if isinstance(arg, (tuple, list)):
+        return [_lower(item) for item in arg]
+    return arg
+
+
+set_isa(os.environ.get("GPT2C_FORCE_ISA", ""))

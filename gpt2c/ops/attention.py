@@ -1,0 +1,192 @@
+"""Fused attention: self, causal and cross, without the (Tq, Tk) matrix.
+
+    o = dropout(softmax(scale * q k^T + mask)) v,     scale = 1 / sqrt(D) unless given
+
+(Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1.) The forward keeps each row's logsumexp, from which the
+backward rebuilds the probabilities (Dao, "FlashAttention-2", 2023, section 3.1). Kernels: csrc/cpu/attention.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gpt2c import _native
+from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops.philox import philox_reference
+
+MAX_HEAD_DIM = 256
+
+
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    (B, H, Tq, D), Tk = q.shape, k.shape[2]
+    scores = (q @ k.transpose(-1, -2)) * (1 / math.sqrt(D) if scale is None else scale)
+    if causal:
+        hidden = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).triu(Tk - Tq + 1)
+        scores = scores.masked_fill(hidden, -math.inf)
+    # A row that sees no key has no softmax: zero by definition here.
+    p = torch.where(scores.isneginf().all(-1, keepdim=True), torch.zeros_like(scores), scores).softmax(-1)
+    p = p * ~scores.isneginf()
+    if dropout_p > 0:
+        p = p * dropout_mask(seed, dropout_p, B, H, Tq, Tk)
+    return p @ v
+
+
+def dropout_mask(seed: Tensor, dropout_p: float, B: int, H: int, Tq: int, Tk: int) -> Tensor:
+    """What dropout multiplies the probabilities by: (B, H, Tq, Tk) of 0 and 1 / (1 - dropout_p), float64."""
+    head = torch.arange(B * H).view(B, H, 1, 1)
+    i, j = torch.arange(Tq).view(Tq, 1), torch.arange((Tk + 3) // 4)
+    words = philox_reference(int(seed), (i, j, head, torch.zeros(1, dtype=torch.int64)))
+    words = torch.stack(words, -1).flatten(-2)[..., :Tk]  # word r of counter j decides key 4 j + r
+    drop_below, keep_scale = _dropout_constants(dropout_p)
+    return torch.where(words >= drop_below, keep_scale, 0.0).double()
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """o = dropout(softmax(scale * q k^T + mask)) v.
+
+    q (B, H, Tq, D); k, v (B, H, Tk, D), D <= 256, fp32 or bf16, any strides (used where they lie if the last dimension is
+    dense). causal: query i sees key j iff j <= i + Tk - Tq, so the last query sees every key; a query that sees none gives
+    zeros. scale: 1 / sqrt(D) for None. dropout_p in [0, 1): probability of dropping an entry; the mask is a function of
+    `seed` (int64, one element, needed when dropout_p > 0) and the entry's position alone. Returns o (B, H, Tq, D), laid
+    out in memory as (B, Tq, H, D). Raises ValueError or TypeError where shapes, dtypes, devices or values differ from that.
+    """
+    if scale is None:
+        scale = 1 / math.sqrt(max(q.shape[-1], 1))
+    return _forward(q, k, v, causal, scale, dropout_p, seed if dropout_p > 0 else None)[0]
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor | None, op: str = "attention") -> None:
+    check_dims(op, "q", q, "B H Tq D")
+    check_dims(op, "k", k, "B H Tk D")
+    check_tensors(op, q=q, k=k, v=v)
+    B, H, _, D = q.shape
+    check_shape(op, "k", k, (B, H, k.shape[2], D))
+    check_shape(op, "v", v, tuple(k.shape))
+    if not 0 < D <= MAX_HEAD_DIM:
+        raise ValueError(f"{op}: the head dimension of q is {D}, expected 1 to {MAX_HEAD_DIM}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"{op}: dropout_p is {dropout_p}, expected [0, 1)")
+    if dropout_p > 0 and seed is None:
+        raise ValueError(f"{op}: dropout_p is {dropout_p} but seed is None, expected an int64 tensor of one element")
+    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != q.device):
+        raise ValueError(
+            f"{op}: seed is {seed.dtype} of shape {tuple(seed.shape)} on {seed.device},"
+            f" expected torch.int64 of one element on {q.device}"
+        )
+
+
+def _dropout_constants(dropout_p: float) -> tuple[int, float]:
+    """drop_below and keep_scale of the kernels' AttentionShape."""
+    return min(round(dropout_p * 2**32), 2**32 - 1), 1 / (1 - dropout_p)
+
+
+def _shape(q: Tensor, k: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None) -> tuple:
+    B, H, Tq, D = q.shape
+    return (q.dtype, B, H, Tq, k.shape[2], D, causal, scale, seed, *_dropout_constants(dropout_p))
+
+
+def _dense_rows(*tensors: Tensor) -> list[Tensor]:
+    return [t if t.stride(-1) == 1 or t.numel() == 0 else t.contiguous() for t in tensors]
+
+
+def _strides(*tensors: Tensor) -> list[tuple[int, ...]]:
+    return [t.stride()[:3] for t in tensors]
+
+
+def _empty_heads(like: Tensor) -> Tensor:
+    """An empty tensor of the shape (B, H, T, D), laid out as (B, T, H, D), which the next layer reads as (B, T, C)."""
+    B, H, T, D = like.shape
+    return like.new_empty(B, T, H, D).transpose(1, 2)
+
+
+def _run_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, dropout_p, seed)
+    q, k, v = _dense_rows(q, k, v)
+    o, lse = _fake_forward(q, k, v, causal, scale, dropout_p, seed)
+    shape = _shape(q, k, causal, scale, dropout_p, seed)
+    _native.call("attention_forward", shape, q, k, v, o, lse, *_strides(q, k, v, o))
+    return o, lse
+
+
+def _fake_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _empty_heads(q), torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
+
+
+def _run_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
+    causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    op = "attention_backward"
+    _check(q, k, v, dropout_p, seed, op)
+    check_tensors(op, q=q, do=do, o=o)
+    check_shape(op, "do", do, tuple(q.shape))
+    check_shape(op, "o", o, tuple(q.shape))
+    check_tensors(op, torch.float64, lse=lse)
+    check_shape(op, "lse", lse, tuple(q.shape[:3]))
+    do, q, k, v, o = _dense_rows(do, q, k, v, o)
+    grads = _fake_backward(do, q, k, v, o, lse, causal, scale, dropout_p, seed)
+    shape = _shape(q, k, causal, scale, dropout_p, seed)
+    _native.call(
+        "attention_backward", shape, do, q, k, v, o, lse.contiguous(), *grads, *_strides(do, q, k, v, o, *grads)
+    )
+    return grads
+
+
+def _fake_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
+    causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal, scale, dropout_p, seed):
+        o, lse = _forward(q, k, v, causal, scale, dropout_p, seed)
+        ctx.save_for_backward(q, k, v, o, lse, seed)
+        ctx.settings = causal, scale, dropout_p
+        ctx.mark_non_differentiable(lse)
+        return o, lse
+
+    @staticmethod
+    def backward(ctx, do, _lse):
+        q, k, v, o, lse, seed = ctx.saved_tensors
+        return *_backward(do, q, k, v, o, lse, *ctx.settings, seed), None, None, None, None
+
+
+_forward = define(
+    "attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float scale, float dropout_p, Tensor? seed)"
+    " -> (Tensor o, Tensor lse)",
+    _run_forward,
+    _fake_forward,
+    _Attention,
+)
+_backward = define(
+    "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float scale,"
+    " float dropout_p, Tensor? seed) -> (Tensor dq, Tensor dk, Tensor dv)",
+    _run_backward,
+    _fake_backward,
+)

@@ -1,0 +1,111 @@
+"""The sum of token and position embeddings.
+
+    x[b, t] = wte[idx[b, t]] + wpe[start + t]
+
+(Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.) The backward adds the rows of
+one token up in the order of their positions, so it is deterministic. Kernels: csrc/cpu/embedding.cpp.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpt2c import _native
+from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+
+
+def embedding_reference(
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None
+) -> Tensor:
+    assert idx.numel() == 0 or idx.max() < (vocab_size or len(wte))
+    return wte[idx] + wpe[start : start + idx.shape[1]]
+
+
+def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None) -> Tensor:
+    """x[b, t] = wte[idx[b, t]] + wpe[start + t].
+
+    idx (B, T) int64 with ids in [0, vocab_size); wte (Vp, C), wpe (P, C) fp32 or bf16; vocab_size at most Vp, which it is
+    for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C).
+    Raises IndexError for an id or a position out of range, ValueError or TypeError for a wrong shape, dtype or device.
+    """
+    return _forward(idx, wte, wpe, start, wte.shape[0] if vocab_size is None else vocab_size)
+
+
+def _check(op: str, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> None:
+    check_dims(op, "idx", idx, "B T")
+    check_dims(op, "wte", wte, "V C")
+    check_dims(op, "wpe", wpe, "P C")
+    check_tensors(op, wte=wte, wpe=wpe)
+    if idx.dtype != torch.int64 or idx.device != wte.device:
+        raise TypeError(f"{op}: idx is {idx.dtype} on {idx.device}, expected torch.int64 on {wte.device}")
+    check_shape(op, "wpe", wpe, (wpe.shape[0], wte.shape[1]))
+    if start < 0 or start + idx.shape[1] > wpe.shape[0]:
+        raise IndexError(
+            f"{op}: positions {start} to {start + idx.shape[1] - 1}, expected them in [0, {wpe.shape[0]}) as wpe has it"
+        )
+
+
+def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> Tensor:
+    _check("embedding", idx, wte, wpe, start)
+    if not 0 < vocab_size <= wte.shape[0]:
+        raise ValueError(f"embedding: vocab_size is {vocab_size}, expected 1 to {wte.shape[0]}, the rows of wte")
+    (B, T), V, C = idx.shape, vocab_size, wte.shape[1]
+    x = _fake_forward(idx, wte, wpe, start, vocab_size)
+    idx = idx.contiguous()
+    bad = _native.call(
+        "embedding_forward", wte.dtype, idx, wte.contiguous(), wpe.contiguous(), x, B, T, C, V, start
+    )
+    if bad >= 0:
+        raise IndexError(f"embedding: idx[{bad // T}, {bad % T}] is {idx.view(-1)[bad].item()}, expected ids in [0, {V})")
+    return x
+
+
+def _fake_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> Tensor:
+    return wte.new_empty(*idx.shape, wte.shape[1])
+
+
+def _run_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    _check("embedding_backward", idx, wte, wpe, start)
+    check_tensors("embedding_backward", wte=wte, dx=dx)
+    check_shape("embedding_backward", "dx", dx, (*idx.shape, wte.shape[1]))
+    dwte = torch.empty(wte.shape, dtype=torch.float32, device=wte.device)
+    dwpe = torch.empty(wpe.shape, dtype=torch.float32, device=wte.device)
+    (B, T), (V, C) = idx.shape, wte.shape
+    bad = _native.call(
+        "embedding_backward", dx.dtype, idx.contiguous(), dx.contiguous(), dwte, dwpe, B, T, C, V, wpe.shape[0], start
+    )
+    if bad >= 0:
+        raise IndexError(f"embedding_backward: idx[{bad // T}, {bad % T}] is out of range, expected ids in [0, {V})")
+    return dwte.to(wte.dtype), dwpe.to(wpe.dtype)
+
+
+def _fake_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    return wte.new_empty(wte.shape), wpe.new_empty(wpe.shape)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, idx, wte, wpe, start, vocab_size):
+        ctx.save_for_backward(idx, wte, wpe)
+        ctx.start = start
+        return _forward(idx, wte, wpe, start, vocab_size)
+
+    @staticmethod
+    def backward(ctx, dx):
+        idx, wte, wpe = ctx.saved_tensors
+        dwte, dwpe = _backward(dx, idx, wte, wpe, ctx.start)
+        return None, dwte, dwpe, None, None
+
+
+_forward = define(
+    "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, int start, int vocab_size) -> Tensor",
+    _run_forward,
+    _fake_forward,
+    _Embedding,
+)
+_backward = define(
+    "embedding_backward(Tensor dx, Tensor idx, Tensor wte, Tensor wpe, int start) -> (Tensor dwte, Tensor dwpe)",
+    _run_backward,
+    _fake_backward,
+)

@@ -1,0 +1,119 @@
+"""The language model's head and its loss in one: mean cross entropy of x weight^T, without the (N, V) logits.
+
+    loss = cross_entropy(x weight[:vocab_size]^T, targets)
+
+Rows are taken a chunk at a time: logits = x_chunk weight^T (torch's matrix product), then their softmax, loss and gradient
+in place (csrc/cpu/cross_entropy.cpp), then dx_chunk = dlogits weight and dweight += dlogits^T x_chunk. So the gradients
+are ready when the loss is, nothing is computed twice, and memory holds one chunk of logits (Hsu et al., "Liger Kernel",
+2024, section 3.2, has the same idea).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpt2c import _native
+from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops.cross_entropy import check_targets, count_targets, cross_entropy_reference
+
+CHUNK_ROWS = 256  # 51 MB of fp32 logits at GPT-2's vocabulary; larger chunks gain nothing in the matrix products
+
+
+def linear_cross_entropy_reference(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, vocab_size: int | None = None
+) -> Tensor:
+    return cross_entropy_reference(x @ weight[:vocab_size].T, targets, ignore_index)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, vocab_size: int | None = None
+) -> Tensor:
+    """loss = mean over rows that are not ignored of the cross entropy of x[n] weight^T against targets[n].
+
+    x (N, C), weight (Vp, C) fp32 or bf16; targets (N) int64, each in [0, vocab_size) or ignore_index. Only the first
+    vocab_size rows of weight (all of them for None) are classes; the others, padding, get zero gradient. Returns the
+    loss, 0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range, ValueError
+    or TypeError for a wrong shape, dtype or device.
+    """
+    need_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    V = weight.shape[0] if vocab_size is None else vocab_size
+    return _forward(x, weight, targets, ignore_index, V, need_grad)[0]
+
+
+def _run_forward(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int, need_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "linear_cross_entropy"
+    check_dims(op, "x", x, "N C")
+    check_dims(op, "weight", weight, "V C")
+    (N, C), Vp = x.shape, weight.shape[0]
+    check_tensors(op, x=x, weight=weight)
+    check_shape(op, "weight", weight, (Vp, C))
+    check_targets(op, targets, x, N)
+    if not 0 < vocab_size <= Vp:
+        raise ValueError(f"{op}: vocab_size is {vocab_size}, expected 1 to {Vp}, the rows of weight")
+    targets = targets.contiguous()
+    count = count_targets(op, targets, vocab_size, ignore_index)
+    _, dx, dweight = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_grad)
+    logits = x.new_empty(min(N, CHUNK_ROWS), Vp)
+    dweight_sum = dweight if x.dtype == torch.float32 else torch.empty_like(dweight, dtype=torch.float32)
+    lse = torch.empty(len(logits), dtype=torch.float64, device=x.device)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    one = torch.ones((), dtype=torch.float32, device=x.device)
+    for start in range(0, N, CHUNK_ROWS):
+        rows = slice(start, min(start + CHUNK_ROWS, N))
+        n = rows.stop - start
+        torch.mm(x[rows], weight.T, out=logits[:n])
+        sizes = (n, vocab_size, Vp, ignore_index)
+        _native.call("cross_entropy_forward", x.dtype, logits, targets[rows], lse, total, *sizes)
+        if need_grad:
+            _native.call(
+                "cross_entropy_backward", x.dtype, one, logits, targets[rows], lse, logits, *sizes, max(count, 1)
+            )
+            torch.mm(logits[:n], weight, out=dx[rows])
+            _accumulate(dweight_sum, logits[:n].T, x[rows], first=start == 0)
+    if need_grad:
+        dweight.copy_(dweight_sum) if N else dweight.zero_()
+    return (total / count).float(), dx, dweight
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total = a b for the first chunk, total += a b after; total is fp32 even where a and b are bf16."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
+
+
+def _fake_forward(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int, need_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = torch.empty((), dtype=torch.float32, device=x.device)
+    dx = x.new_empty(x.shape if need_grad else 0)
+    return loss, dx, weight.new_empty(weight.shape if need_grad else 0)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, targets, ignore_index, vocab_size, need_grad):
+        loss, dx, dweight = _forward(x, weight, targets, ignore_index, vocab_size, True)
+        ctx.save_for_backward(dx, dweight)
+        ctx.mark_non_differentiable(dx, dweight)
+        return loss, dx, dweight
+
+    @staticmethod
+    def backward(ctx, dloss, _dx, _dweight):
+        dx, dweight = ctx.saved_tensors
+        return dx * dloss, dweight * dloss, None, None, None, None
+
+
+_forward = define(
+    "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int vocab_size,"
+    " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight)",
+    _run_forward,
+    _fake_forward,
+    _LinearCrossEntropy,
+)
