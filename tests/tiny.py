@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from gpt2c.cli import main
 from gpt2c.settings import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MAIN = "import sys; from gpt2c.cli import main; sys.exit(main())"
 TIMES = ("seconds", "tok_per_s")
 
 
@@ -52,9 +56,8 @@ def flags(settings: TrainConfig) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.to_dict().items()]
 
 
-def start(*args: str) -> subprocess.Popen[str]:
+def start(*args: str, program: str = MAIN) -> subprocess.Popen[str]:
     """`gpt2c ARGS` as a process of its own, with one thread."""
-    program = "import sys; from gpt2c.cli import main; sys.exit(main())"
     # The package may be installed or lie in this repository.
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -64,6 +67,21 @@ def start(*args: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def fork(*args: str) -> BaseProcess:
+    """`gpt2c ARGS` as a process of its own that has imported everything before it is forked: it starts at once."""
+    context = multiprocessing.get_context("forkserver")
+    # torch.optim imports torch._dynamo at its first use, which takes longer than the whole run.
+    context.set_forkserver_preload(["gpt2c.cli", "torch._dynamo", "matplotlib.figure"])
+    process = context.Process(target=_run, args=(args,))
+    process.start()
+    return process
+
+
+def _run(args: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    sys.exit(main(args))
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -1,0 +1,530 @@
+"""Training: the arithmetic of a step, the files of a run, and runs that are killed, stopped, resumed or go wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from gpt2c import checkpoint, finite, progress, run, settings
+from gpt2c import train as loop
+from gpt2c.curve import loss_curve
+from gpt2c.errors import UserError
+from gpt2c.files import write_atomically
+from gpt2c.settings import TrainConfig, load_preset, preset_names
+from gpt2c.train import accumulate_gradients, learning_rate, micro_batches, open_training, train
+
+# The arithmetic of a step
+
+
+def test_the_learning_rate_climbs_and_follows_the_cosine() -> None:
+    config = TrainConfig(lr=1.0, min_lr=0.1, warmup_steps=10, steps=110)
+    rates = [learning_rate(step, config) for step in range(1, 111)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert rates[59] == pytest.approx(0.55) and rates[34] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi / 4)))
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (5, 5), (9, 5), (0, 7)])
+def test_the_learning_rate_of_short_runs(warmup: int, steps: int) -> None:
+    config = TrainConfig(lr=1.0, min_lr=0.1, warmup_steps=warmup, steps=steps)
+    assert all(0 < learning_rate(step, config) <= 1 for step in range(1, steps + 1))
+
+
+def test_weights_decay_and_biases_and_layernorms_do_not(tmp_path: Path) -> None:
+    t = open_training(tiny.config(tmp_path, weight_decay=0.3), resume=False)
+    names = {p: name for name, p in t.model.named_parameters()}
+    decayed, kept = (
+        {names[p] for group in t.optimizer.param_groups if group["weight_decay"] == decay for p in group["params"]}
+        for decay in (0.3, 0.0)
+    )
+    assert decayed | kept == set(names.values()) and not decayed & kept
+    assert {"wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_proj.weight"} <= decayed
+    assert all(name.endswith("bias") or ".ln_" in name or name.startswith("ln_f") for name in kept)
+
+
+def test_accumulation_gives_the_loss_and_gradient_of_the_large_batch(tmp_path: Path) -> None:
+    large = open_training(tiny.config(tmp_path, batch_size=12), resume=False)
+    small = dataclasses.replace(large.config, batch_size=3, accumulation=4)
+    loss, norm = accumulate_gradients(large.model, large.optimizer, micro_batches(large.dataset, 5, large.config))
+    gradients = {name: p.grad.clone() for name, p in large.model.named_parameters()}
+    for _ in range(2):  # a second time: the first must leave nothing in the gradients
+        parts = accumulate_gradients(large.model, large.optimizer, micro_batches(large.dataset, 5, small))
+    assert parts == pytest.approx((loss, norm), rel=1e-6)
+    for name, p in large.model.named_parameters():
+        # fp32 sums in another order: a few units in the last place of the largest gradient.
+        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert norm == pytest.approx(math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients.values())), rel=1e-5)
+
+
+def test_the_gradient_is_clipped_in_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = []
+    step = loop.AdamW.step
+
+    def spy(self: torch.optim.Optimizer, *args: object, grad_scale: float = 1.0) -> None:
+        scales.append(grad_scale)
+        step(self, *args, grad_scale=grad_scale)
+
+    monkeypatch.setattr(loop.AdamW, "step", spy)
+    train(tiny.config(tmp_path, grad_clip=0.5, log_every=1))
+    norms = [row["grad_norm"] for row in tiny.metrics(tmp_path / "run") if "grad_norm" in row]
+    assert scales == pytest.approx([min(1.0, 0.5 / (norm + 1e-6)) for norm in norms])
+    assert min(scales) < 1
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    train(tiny.config(tmp_path, steps=150, batch_size=8, lr=1e-2, eval_every=150, checkpoint_every=150))
+    rows = tiny.metrics(tmp_path / "run")
+    assert rows[0]["loss"] == pytest.approx(math.log(257), abs=0.2)
+    assert rows[-1]["val_loss"] < 3.2, "unigrams of English have about 3.1 nats, nothing learned is 5.5"
+
+
+# The files of a run
+
+
+def test_the_files_of_a_run(tmp_path: Path) -> None:
+    result = train(tiny.config(tmp_path))
+    folder = tmp_path / "run"
+    assert result.step == 8 and result.checkpoint == folder / "checkpoints" / "step_000008"
+    assert result.stopped_by is None and result.sample
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints", "loss.png", "metrics.jsonl", "run.json", "samples.txt",
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert all(list(row) == ["step", "loss", "lr", "grad_norm", "tok_per_s", "seconds"] for row in steps)
+    assert [(row["step"], list(row)) for row in rows if "loss" not in row] == [
+        (4, ["step", "val_loss", "seconds"]), (8, ["step", "val_loss", "seconds"]),
+    ]  # fmt: skip
+    assert (folder / "samples.txt").read_text().count("--- step ") == 2
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_less_often(tmp_path: Path) -> None:
+    train(tiny.config(tmp_path, log_every=3, sample_every=0, eval_every=100, checkpoint_every=100))
+    rows = tiny.metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row] == [3, 6, 8]
+    assert [row["step"] for row in rows if "val_loss" in row] == [8]
+    assert (tmp_path / "run" / "samples.txt").read_text().count("--- step ") == 1
+
+
+def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 1.0, 2.5, 2.0])
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(losses))
+    train(tiny.config(tmp_path, steps=8, eval_every=2, checkpoint_every=3, keep=2))
+    kept = {path.name: checkpoint.read_record(path).val_loss for path in checkpoint.list_all(tmp_path / "run")}
+    # Saved at 2 and 4 (each the best so far), 3, 6 (every third) and 8 (the last): the best, 4, and two more stay.
+    assert kept == {"step_000004": 1.0, "step_000006": 2.5, "step_000008": 2.0}
+
+
+def test_evaluating_sampling_and_saving_do_not_change_the_run(tmp_path: Path) -> None:
+    states = []
+    for name, every in (("often", 1), ("seldom", 100)):
+        (tmp_path / name).mkdir()
+        often = {"eval_every": every, "sample_every": every, "checkpoint_every": every, "log_every": every}
+        states.append(tiny.state(train(tiny.config(tmp_path / name, dropout=0.2, **often)).checkpoint))
+    assert states[0] == states[1]
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    states = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        states.append(tiny.state(train(tiny.config(tmp_path / name, dropout=0.2, seed=seed)).checkpoint))
+    assert states[0] == states[1] != states[2]
+
+
+def test_the_curve_of_few_and_many_rows() -> None:
+    rows = [{"step": i, "loss": 5 - i / 1000} for i in range(1, 2000)] + [{"step": 2000, "val_loss": 3.0}]
+    for some in (rows, rows[:1], rows[-1:]):
+        png = loss_curve(some)
+        assert png.startswith(b"\x89PNG") and len(png) > 5000
+
+
+def test_without_a_terminal_there_are_few_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    clock = iter(float(second) for second in range(10**6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.Progress(0, 5000) as shown:
+        for step in range(1, 5001):
+            shown.update(step, 1.0, 100.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert 50 <= len(lines) <= 102
+    assert lines[0].startswith("step 1/5000") and lines[-1].startswith("step 5000/5000")
+    assert "loss 1.000  100 tok/s" in lines[3] and lines[3].endswith(" s left")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    with progress.Progress(2, 4) as shown:
+        time.sleep(0.15)  # tqdm redraws at most ten times a second
+        shown.update(3, 1.25, 1234.5)
+    bar = capsys.readouterr().err
+    assert "3/4" in bar and "loss 1.250, 1,234 tok/s" in bar and "<" in bar
+
+
+# Killed, stopped, resumed
+
+
+def test_stopping_and_resuming_is_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings_of = {}
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        settings_of[name] = tiny.config(tmp_path / name, steps=12, dropout=0.1, accumulation=2)
+    whole = train(settings_of["whole"])
+
+    update = progress.Progress.update
+
+    def interrupted(self: progress.Progress, step: int, *args: float) -> None:
+        update(self, step, *args)
+        if step in (3, 4, 9):
+            os.kill(os.getpid(), signal.SIGINT if step == 4 else signal.SIGTERM)
+
+    monkeypatch.setattr(progress.Progress, "update", interrupted)
+    stops = []
+    for attempt in range(4):
+        part = train(settings_of["parts"], resume=attempt > 0)
+        stops.append((part.step, part.stopped_by))
+    assert stops == [(3, signal.SIGTERM), (4, signal.SIGINT), (9, signal.SIGTERM), (12, None)]
+    assert tiny.state(part.checkpoint) == tiny.state(whole.checkpoint)
+    assert tiny.metrics(tmp_path / "parts" / "run") == tiny.metrics(tmp_path / "whole" / "run")
+    assert part.run.samples.read_bytes() == whole.run.samples.read_bytes()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL at whatever it is doing: stepping, evaluating, drawing, writing a checkpoint or removing one."""
+    draw = random.Random()
+    commands = {}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        busy = {"steps": 60, "checkpoint_every": 1, "eval_every": 15, "sample_every": 5, "keep": 2}
+        changed = tiny.config(tmp_path / name, dropout=0.1, accumulation=2, log_every=1, **busy)
+        commands[name] = ["train", *tiny.flags(changed)]
+    whole, killed = (tmp_path / name / "run" for name in commands)
+
+    process = tiny.fork(*commands["whole"])
+    process.join(60)
+    assert process.exitcode == 0
+
+    moments = []
+    for kill in range(4):
+        process = tiny.fork(*commands["killed"], *(["--resume"] if kill else []))
+        size, step = file_size(killed / "metrics.jsonl"), 12 * kill + draw.randint(1, 12)
+        deadline = time.monotonic() + 60
+        # It has begun once the file changes: to resume cuts it back.
+        while file_size(killed / "metrics.jsonl") == size or last_step(killed / "metrics.jsonl") < step:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0.0, 0.03))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        moments.append(last_step(killed / "metrics.jsonl"))
+    process = tiny.fork(*commands["killed"], "--resume")
+    process.join(60)
+    assert process.exitcode == 0
+
+    ends = [checkpoint.latest(folder) for folder in (whole, killed)]
+    assert tiny.state(ends[0]) == tiny.state(ends[1]), f"killed after {moments} steps"
+    assert (ends[0] / "model.safetensors").read_bytes() == (ends[1] / "model.safetensors").read_bytes()
+    assert tiny.metrics(killed) == tiny.metrics(whole), f"killed after {moments} steps"
+    assert (killed / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
+    assert [p.name for p in checkpoint.list_all(killed)] == [p.name for p in checkpoint.list_all(whole)]
+    assert not list(killed.rglob(".*")), "nothing of the killed processes may be left"
+
+
+def file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole row; the last line may be half written."""
+    rows = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
+    return json.loads(rows[-1])["step"] if rows else 0
+
+
+def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = train(tiny.config(tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(loop, "save", power_cut)
+        train(tiny.config(tmp_path))
+    assert tiny.metrics(tmp_path / "run")
+    resumed = train(tiny.config(tmp_path), resume=True)
+    assert tiny.state(resumed.checkpoint) == tiny.state(whole.checkpoint)
+    assert tiny.metrics(resumed.run.folder) == tiny.metrics(whole.run.folder)
+
+
+def power_cut(*args: object) -> None:
+    raise RuntimeError("power cut")
+
+
+def test_a_finished_run_has_nothing_to_do_and_can_go_on(tmp_path: Path) -> None:
+    first = train(tiny.config(tmp_path))
+    again = train(tiny.config(tmp_path), resume=True)
+    assert again.step == 8 and again.sample is None and again.checkpoint == first.checkpoint
+    longer = train(tiny.config(tmp_path, steps=10, eval_every=5, keep=1, log_every=2), resume=True)
+    assert longer.step == 10
+    assert [row["step"] for row in tiny.metrics(tmp_path / "run") if "loss" in row] == [*range(1, 9), 10]
+
+
+def test_a_moved_run_resumes(tmp_path: Path) -> None:
+    train(tiny.config(tmp_path))
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    (tmp_path / "text.txt").rename(tmp_path / "same.txt")
+    config = tiny.config(tmp_path, out=tmp_path / "elsewhere", steps=9, data=str(tmp_path / "same.txt"))
+    assert train(config, resume=True).step == 9
+
+
+# Refusals
+
+
+def refusal(config: TrainConfig, resume: bool = False) -> str:
+    with pytest.raises(UserError) as error:
+        train(config, resume)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_layer", 2), ("n_head", 4), ("n_embd", 64), ("context", 8), ("dropout", 0.1), ("batch_size", 3)]
+    + [("accumulation", 2), ("lr", 2e-3), ("min_lr", 0.0), ("warmup_steps", 3), ("weight_decay", 0.0), ("beta1", 0.8)]
+    + [("beta2", 0.9), ("grad_clip", 2.0), ("seed", 2), ("val_fraction", 0.2), ("tokenizer", "gpt2")],
+)
+def test_a_resume_with_another_setting_is_refused(finished: Path, tmp_path: Path, name: str, value: object) -> None:
+    config = tiny.config(tmp_path, out=finished)
+    before = tiny.files(finished)
+    message = refusal(dataclasses.replace(config, **{name: value}), resume=True)
+    assert f"was started with --{name.replace('_', '-')} {getattr(config, name)}, found {value}" in message
+    assert tiny.files(finished) == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiny.config(tmp_path_factory.mktemp("finished"))).run.folder
+
+
+def test_every_setting_is_either_fixed_or_free() -> None:
+    """The list above and MAY_CHANGE together are all settings, so that a new one is thought about."""
+    [mark] = [m for m in test_a_resume_with_another_setting_is_refused.pytestmark if m.name == "parametrize"]
+    fixed = {name for name, _ in mark.args[1]}
+    assert fixed | settings.MAY_CHANGE == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert not fixed & settings.MAY_CHANGE
+
+
+def test_a_resume_on_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
+    config = tiny.config(tmp_path, out=finished)
+    Path(config.data).write_text("x" + Path(config.data).read_text()[1:])
+    before = tiny.files(finished)
+    assert "was started on" in (message := refusal(config, resume=True)) and "give the same text" in message
+    assert tiny.files(finished) == before
+
+
+def test_resuming_nothing(tmp_path: Path) -> None:
+    assert "holds no run to resume" in refusal(tiny.config(tmp_path), resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_refused(finished: Path, tmp_path: Path) -> None:
+    before = tiny.files(finished)
+    assert "is not empty: add --resume to continue it" in refusal(tiny.config(tmp_path, out=finished))
+    assert tiny.files(finished) == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    assert "is not empty: it is not a run of gpt2c" in refusal(tiny.config(tmp_path))
+    assert list(tiny.files(tmp_path / "run")) == ["thesis.txt"]
+
+
+def test_nothing_is_made_for_a_run_that_cannot_start(tmp_path: Path) -> None:
+    assert "cannot read the data" in refusal(tiny.config(tmp_path, data=str(tmp_path / "no.txt")))
+    assert "n_embd is 33, expected a multiple of n_head (2)" in refusal(tiny.config(tmp_path, n_embd=33))
+    assert "too short" in refusal(tiny.config(tmp_path, context=5000))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    message = refusal(tiny.config(tmp_path, out=tmp_path / "text.txt" / "run"))
+    assert message.startswith(f"cannot write {tmp_path / 'text.txt' / 'run'}: Not a directory")
+    assert refusal(tiny.config(tmp_path, out=tmp_path / "text.txt")).endswith("choose another folder with --out")
+
+
+@pytest.mark.parametrize("what", ["metrics.jsonl", "samples.txt", "loss.png", "run.json"])
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def full(path: Path, *args: object, **kwargs: object) -> object:
+        if Path(path).name == what:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_atomically(path, *args) if kwargs.pop("whole", False) else open(path, *args, **kwargs)
+
+    monkeypatch.setattr(run, "write_atomically", lambda path, contents: full(path, contents, whole=True))
+    monkeypatch.setattr(run, "open", full, raising=False)
+    assert "No space left on device; make room or choose another folder" in refusal(tiny.config(tmp_path))
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_a_file_size_limit_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    """The operating system itself refuses to write, in a process of its own: the checkpoint does not fit."""
+    config = tiny.config(tmp_path, n_embd=128, steps=4)
+    program = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (300_000, 300_000)); "
+    program += "import sys; from gpt2c.cli import main; sys.exit(main())"
+    process = tiny.start("train", *tiny.flags(config), program=program)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, err
+    assert err.startswith("error: cannot ") and "File too large" in err and err.count("\n") == 1
+    assert tiny.files(tmp_path / "run" / "checkpoints") == {}
+
+
+# Not finite
+
+
+def test_a_learning_rate_that_blows_up(tmp_path: Path) -> None:
+    """A real one: the weights overflow, the run stops, and no checkpoint holds a weight that is not finite."""
+    message = refusal(tiny.config(tmp_path, lr=1e30, min_lr=0.0, warmup_steps=0, checkpoint_every=1, eval_every=1))
+    assert message.startswith("step ") and "is not finite" in message and "smaller --lr" in message
+    for path in checkpoint.list_all(tmp_path / "run"):
+        for name in ("model.safetensors", "training.safetensors"):
+            assert all(t.isfinite().all() for t in load_file(path / name).values() if t.is_floating_point())
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, step: int, weight: str | None = None, gradient: str | None = None) -> None:
+    """Put a NaN into a weight or gradient at a step, as a broken kernel or memory would."""
+    honest = loop.accumulate_gradients
+    steps = iter(range(1, 1000))
+
+    def spoiled(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: list) -> tuple[float, float]:
+        now = next(steps) == step
+        if weight and now:
+            model.get_parameter(weight).data.view(-1)[3] = math.nan
+        loss, norm = honest(model, optimizer, batches)
+        if gradient and now:
+            model.get_parameter(gradient).grad.view(-1)[3] = math.inf
+            norm = math.inf
+        return loss, norm
+
+    monkeypatch.setattr(loop, "accumulate_gradients", spoiled)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({"gradient": "h.0.mlp.c_fc.weight"}, "the gradient of h.0.mlp.c_fc.weight"),
+        ({"weight": "h.0.attn.c_proj.bias"}, "the weight h.0.attn.c_proj.bias"),
+    ],
+)
+def test_the_step_the_tensor_and_the_last_good_checkpoint_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: dict[str, str], words: str
+) -> None:
+    spoil(monkeypatch, 5, **what)
+    message = refusal(tiny.config(tmp_path))
+    last = tmp_path / "run" / "checkpoints" / "step_000004"
+    assert message.startswith(f"step 5: {words} is not finite") and f"the last good checkpoint is {last};" in message
+    assert checkpoint.latest(tmp_path / "run") == last
+    assert [row["step"] for row in tiny.metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    assert train(tiny.config(tmp_path), resume=True).step == 8
+
+
+def test_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 1, gradient="wte.weight")
+    assert "there is no checkpoint yet" in refusal(tiny.config(tmp_path))
+
+
+def test_a_weight_spoiled_by_the_update_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, steps = loop.AdamW.step, iter(range(1, 1000))
+
+    def spoiled(self: torch.optim.Optimizer, *args: object, **kwargs: object) -> None:
+        honest(self, *args, **kwargs)
+        if next(steps) == 5:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan
+
+    monkeypatch.setattr(loop.AdamW, "step", spoiled)
+    assert refusal(tiny.config(tmp_path, checkpoint_every=5)).startswith("step 5: the weight wte.weight is not finite")
+    assert checkpoint.latest(tmp_path / "run").name == "step_000004"
+
+
+def test_a_validation_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: math.nan)
+    assert refusal(tiny.config(tmp_path)).startswith("step 4: the validation loss (nan) is not finite")
+    assert checkpoint.latest(tmp_path / "run").name == "step_000002"
+
+
+def test_what_is_named_when_only_the_sum_overflows(tmp_path: Path) -> None:
+    t = open_training(tiny.config(tmp_path), resume=False)
+    assert finite.non_finite_of_step(t.model, 1.0, 1.0) is None
+    assert finite.non_finite_of_step(t.model, math.inf, 1.0) == "the loss (inf)"
+    assert finite.non_finite_of_step(t.model, 1.0, math.inf) == "the norm of all gradients together (inf)"
+
+
+# Settings
+
+
+def test_every_preset_loads_and_has_a_model() -> None:
+    assert {"demo", "shakespeare", "gpt2-124m"} <= set(preset_names())
+    for name in preset_names():
+        load_preset(name).model_config(257)
+    recipe = load_preset("shakespeare")
+    assert (recipe.n_layer, recipe.n_head, recipe.n_embd, recipe.context, recipe.batch_size) == (4, 4, 128, 64, 12)
+    assert (recipe.lr, recipe.min_lr, recipe.warmup_steps, recipe.beta2, recipe.steps) == (1e-3, 1e-4, 100, 0.99, 2000)
+    gpt2 = load_preset("gpt2-124m")
+    assert (gpt2.n_layer, gpt2.n_head, gpt2.n_embd, gpt2.context, gpt2.tokenizer) == (12, 12, 768, 1024, "gpt2")
+
+
+def test_a_preset_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('out = "somewhere"\nlr = 1\nsteps = 3\n')
+    mine = load_preset(str(path))
+    assert mine == TrainConfig(out=Path("somewhere"), lr=1.0, steps=3) and isinstance(mine.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stps = 3", "has the unknown setting 'stps': expected some of data, out"),
+        ('steps = "3"', "sets steps to '3', expected an integer"),
+        ("steps = 3.5", "sets steps to 3.5, expected an integer"),
+        ("steps = true", "sets steps to True, expected an integer"),
+        ('lr = "fast"', "sets lr to 'fast', expected a number"),
+        ("data = 3", "sets data to 3, expected a string"),
+        ('tokenizer = "words"', "sets tokenizer to 'words', expected one of bytes, gpt2"),
+        ("steps = 0", "--steps is 0, expected at least 1"),
+        ("steps", "is not valid TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_preset(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_preset(str(tmp_path / "mine.toml"))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_presets_list_the_known() -> None:
+    with pytest.raises(UserError, match="unknown preset 'dem': expected one of demo, gpt2-124m, shakespeare, or"):
+        load_preset("dem")
+    with pytest.raises(UserError, match="cannot read the preset no.toml: No such file"):
+        load_preset("no.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("batch_size", 0), ("accumulation", -1), ("context", 0), ("lr", 0.0), ("lr", math.nan)]
+    + [("lr", math.inf), ("min_lr", -1.0), ("min_lr", 1.0), ("warmup_steps", -1), ("weight_decay", -0.1)]
+    + [("beta1", 1.0), ("beta2", -0.1), ("grad_clip", 0.0), ("seed", -1), ("seed", 2**63), ("val_fraction", 0.0)]
+    + [("val_fraction", 1.0), ("eval_every", 0), ("eval_batches", 0), ("sample_every", -1), ("sample_tokens", 0)]
+    + [("log_every", 0), ("checkpoint_every", 0), ("keep", 0)],
+)
+def test_values_that_make_no_sense(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} is {value}, expected "):
+        TrainConfig(**{name: value})
