@@ -90,16 +90,23 @@ def flag_value(args: list[str], name: str) -> str | None:
     return None
 
 
-def one_sentence(box: str) -> str:
-    """tyro's framed error message as a sentence: its first part, and the flags it supposes were meant."""
-    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()]
-    lines = [line for line in lines if line and not re.search(r"──+ *$", line) or re.fullmatch("─+", line)]
-    parts = [part.strip() for part in re.split("─+", " ".join(lines)) if part.strip()]
-    if not parts:
-        return "the arguments cannot be read; see --help"
-    flags = re.findall(r"--[a-z0-9-]+", " ".join(p for p in parts[1:] if p.startswith("Perhaps you meant")))
-    flags = [flag for flag in dict.fromkeys(flags) if flag != "--help"]
-    meant = f"; perhaps you meant {' or '.join(flags)}" if flags else ""
+def one_sentence(message: str) -> str:
+    """tyro's error message as a sentence: what is wrong, without its help, and the flags that may have been meant.
+
+    tyro prints a title, what is wrong, and hints, between rules; in a frame that holds the title, where the standard
+    output is UTF-8.
+    """
+    lines = [re.sub("^│|│$", "", line).strip() for line in message.splitlines()]
+    framed = any(line.startswith("╭") for line in lines)
+    text = "\n".join(line for line in lines if line and line[0] not in "╭╰")
+    parts = [" ".join(part.split()) for part in re.split(r"^[─-]{4,}$", text, flags=re.MULTILINE)]
+    if not framed and len(parts) > 1:
+        del parts[0]
     # A missing positional argument comes with its whole help.
     sentence = re.sub(r"^(Missing from [^:]+: \S+).*", r"\1", parts[0]).rstrip(".").replace(". Expected", ", expected")
+    if not sentence:
+        return "the arguments cannot be read; see --help"
+    flags = re.findall(r"--[a-z0-9-]+", " ".join(part for part in parts if part.startswith("Perhaps you meant")))
+    flags = [name for name in dict.fromkeys(flags) if name != "--help"]
+    meant = f"; perhaps you meant {' or '.join(flags)}" if flags else ""
     return f"{sentence[0].lower()}{sentence[1:]}{meant}; see --help"

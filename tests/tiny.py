@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+import gpt2c
 from gpt2c.cli import main
 from gpt2c.settings import TrainConfig
 
@@ -56,13 +57,18 @@ def flags(settings: TrainConfig) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.to_dict().items()]
 
 
+def environment() -> dict[str, str]:
+    """One thread, and the package that this process has imported, installed or not."""
+    package = str(Path(gpt2c.__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def start(*args: str, program: str = MAIN) -> subprocess.Popen[str]:
     """`gpt2c ARGS` as a process of its own, with one thread."""
-    # The package may be installed or lie in this repository.
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-c", program, *args],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
