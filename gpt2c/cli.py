@@ -32,6 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             return parse(sys.argv[1:] if args is None else list(args)).run()
     except UserError as error:

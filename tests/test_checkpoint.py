@@ -19,6 +19,12 @@ from gpt2c.model import GPT2
 from gpt2c.train import accumulate_gradients, make_optimizer, micro_batches, open_training, train
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two threads have nothing to share in so small a model, and on a busy machine they wait for each other."""
+    torch.set_num_threads(1)
+
+
 def trained(folder: Path, steps: int = 2) -> tuple[GPT2, torch.optim.Optimizer]:
     """A tiny model and its optimizer after a few steps."""
     folder.mkdir(exist_ok=True)

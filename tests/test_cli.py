@@ -23,6 +23,12 @@ from gpt2c.tokenizer import get_tokenizer
 from gpt2c.train import train
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two threads have nothing to share in so small a model, and on a busy machine they wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
@@ -349,8 +355,8 @@ def test_the_scripts_are_the_commands(script: str) -> None:
 
 def test_a_reader_that_goes_away(finished: Path) -> None:
     """`gpt2c sample ... | head -c 1` ends without a traceback."""
-    process = tiny.start("sample", str(finished), "--max-new-tokens", "100000")
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.wait(60) == 128 + signal.SIGPIPE
-    assert "Traceback" not in process.stderr.read()
+    with tiny.start("sample", str(finished), "--max-new-tokens", "100000") as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+        assert "Traceback" not in process.stderr.read()

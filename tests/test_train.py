@@ -25,6 +25,13 @@ from gpt2c.files import write_atomically
 from gpt2c.settings import TrainConfig, load_preset, preset_names
 from gpt2c.train import accumulate_gradients, learning_rate, micro_batches, open_training, train
 
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two threads have nothing to share in so small a model, and on a busy machine they wait for each other."""
+    torch.set_num_threads(1)
+
+
 # The arithmetic of a step
 
 
