@@ -32,7 +32,8 @@ def set_isa(name: str) -> None:
     Raises ValueError if this machine cannot run it.
     """
     if not _ext.set_isa(name):
-        raise ValueError(f"ISA {name!r} is not available on this machine, expected one of {', '.join(available_isas())}")
+        known = ", ".join(available_isas())
+        raise ValueError(f"GPT2C_FORCE_ISA: {name!r} is not available on this machine, expected one of {known}")
 
 
 def call(kernel: str, *args: object) -> int | None:

@@ -13,10 +13,10 @@ from gpt2c.ops.adamw import adamw_
 class AdamW(torch.optim.Optimizer):
     """AdamW with the update of torch.optim.AdamW, in one pass over memory for all tensors of a group.
 
-    params: tensors or parameter groups, fp32 or bf16; lr: learning rate; betas: decay of the first and second moment; eps:
-    added to the root of the second moment; weight_decay: decoupled, multiplied by lr. The state of a parameter is `step`
-    (fp32 tensor), `exp_avg` and `exp_avg_sq` (fp32, its shape), as in torch. Raises ValueError for a negative lr, eps or
-    weight_decay and for betas outside [0, 1).
+    params: tensors or parameter groups, fp32 or bf16; lr: learning rate; betas: decay of the first and second moment;
+    eps: added to the root of the second moment; weight_decay: decoupled, multiplied by lr. The state of a parameter
+    is `step` (fp32 tensor), `exp_avg` and `exp_avg_sq` (fp32, its shape), as in torch. Raises ValueError for a
+    negative lr, eps or weight_decay and for betas outside [0, 1).
     """
 
     def __init__(

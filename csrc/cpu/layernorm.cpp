@@ -4,22 +4,25 @@
 namespace gpt2c::GPT2C_ISA {
 namespace {
 
-template <class T>
-float row_sum(const T* x, int64_t C) {
-    vf total{};
-    for_lanes(C, [&](int64_t c, auto lanes) { total += lanes.get(x + c); });
-    return sum(total);
-}
+struct Moments {
+    float mean, variance;
+};
 
-// Two passes: sum of (x - mean)^2 loses nothing where E[x^2] - mean^2 would; the row is in cache by then.
+// Two passes: the sum of (x - mean)^2 loses nothing where E[x^2] - mean^2 would. The second also sums x - mean itself,
+// which would be 0 but for the first pass's rounding, and corrects both by it (Chan, Golub & LeVeque, 1983, eq. 1.7).
 template <class T>
-float row_variance(const T* x, float mean, int64_t C) {
-    vf total{};
+Moments moments(const T* x, int64_t C) {
+    const float size = static_cast<float>(C);
+    vf total{}, centred{}, squares{};
+    for_lanes(C, [&](int64_t c, auto lanes) { total += lanes.get(x + c); });
+    const float mean = sum(total) / size;
     for_lanes(C, [&](int64_t c, auto lanes) {
-        const vf centred = lanes.masked(lanes.get(x + c) - mean);
-        total += centred * centred;
+        const vf d = lanes.masked(lanes.get(x + c) - mean);
+        centred += d;
+        squares += d * d;
     });
-    return sum(total) / static_cast<float>(C);
+    const float error = sum(centred) / size;
+    return {mean + error, sum(squares) / size - error * error};
 }
 
 template <class T>
@@ -29,12 +32,12 @@ void forward_row(const T* x, const T* residual, const T* weight, const T* bias, 
         for_lanes(C, [&](int64_t c, auto lanes) { lanes.put(h + c, lanes.get(x + c) + lanes.get(residual + c)); });
         x = h;  // as stored, since the backward will see it so
     }
-    const float mu = row_sum(x, C) / static_cast<float>(C);
-    const float r = 1.0f / __builtin_sqrtf(row_variance(x, mu, C) + eps);
+    const Moments m = moments(x, C);
+    const float r = 1.0f / __builtin_sqrtf(m.variance + eps);
     for_lanes(C, [&](int64_t c, auto lanes) {
-        lanes.put(y + c, (lanes.get(x + c) - mu) * r * lanes.get(weight + c) + lanes.get(bias + c));
+        lanes.put(y + c, (lanes.get(x + c) - m.mean) * r * lanes.get(weight + c) + lanes.get(bias + c));
     });
-    *mean = mu;
+    *mean = m.mean;
     *rstd = r;
 }
 

@@ -14,14 +14,15 @@ LIBRARY = torch.library.Library("gpt2c", "DEF")
 
 def define(
     schema: str,
+    check: Callable,
     run: Callable,
     fake: Callable,
     autograd: type[torch.autograd.Function] | None = None,
 ) -> torch._ops.OpOverload:
     """Defines ``gpt2c::<schema>`` and returns it.
 
-    `run` checks its arguments, allocates and calls the kernel; `fake` gives the outputs' shapes (for ``torch.compile``
-    and the Meta backend). `autograd`, whose ``forward`` is given the arguments after the context and calls the
+    All are given the operator's arguments: `check` raises where they are wrong, `run` allocates and calls the kernel,
+    `fake` gives empty outputs (for ``torch.compile`` and the Meta backend). `autograd`, whose ``forward`` calls the
     operator, makes it differentiable; without it the operator refuses inputs that need a gradient.
 
     ``define`` with an ``autograd.Function`` under the Autograd key, rather than ``torch.library.custom_op`` and
@@ -29,9 +30,18 @@ def define(
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)
+
+    def checked_run(*args: object) -> object:
+        check(*args)
+        return run(*args)
+
+    def checked_fake(*args: object) -> object:
+        check(*args)
+        return fake(*args)
+
     # One implementation for every device: _native looks at the tensors and picks the kernel.
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gpt2c::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, checked_run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gpt2c::{name}", checked_fake, lib=LIBRARY)
     op = getattr(torch.ops.gpt2c, name).default
 
     def below(*args: object) -> object:
@@ -58,17 +68,17 @@ def _needs_grad(arg: object) -> bool:
 def check_tensors(op: str, dtype: torch.dtype | None = None, **tensors: Tensor) -> None:
     """All tensors on the device of the first and of its dtype (or `dtype`), which a kernel exists for."""
     first_name, first = next(iter(tensors.items()))
-    expected = first.dtype if dtype is None else dtype
+    if first.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{op}: {first_name} is on {first.device}, expected the CPU")
+    if dtype is None and first.dtype not in _native.DTYPES:
+        raise TypeError(f"{op}: {first_name} has dtype {first.dtype}, expected torch.float32 or torch.bfloat16")
+    expected = dtype or first.dtype
     for name, tensor in tensors.items():
         if tensor.device != first.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {first.device}, where {first_name} is")
         if tensor.dtype != expected:
-            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected {expected} like {first_name}"
-                            if dtype is None else f"{op}: {name} has dtype {tensor.dtype}, expected {expected}")
-    if dtype is None and expected not in _native.DTYPES:
-        raise TypeError(f"{op}: {first_name} has dtype {expected}, expected torch.float32 or torch.bfloat16")
-    if first.device.type not in ("cpu", "meta"):
-        raise ValueError(f"{op}: {first_name} is on {first.device}, expected the CPU")
+            like = f" like {first_name}" if dtype is None else ""
+            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected {expected}{like}")
 
 
 def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -2,8 +2,8 @@
 
     o = dropout(softmax(scale * q k^T + mask)) v,     scale = 1 / sqrt(D) unless given
 
-(Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1.) The forward keeps each row's logsumexp, from which the
-backward rebuilds the probabilities (Dao, "FlashAttention-2", 2023, section 3.1). Kernels: csrc/cpu/attention.cpp.
+(Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1.) The forward keeps each row's logsumexp, from which
+the backward rebuilds the probabilities (Dao, "FlashAttention-2", 2023, section 3.1). Kernels: csrc/cpu/attention.cpp.
 """
 
 from __future__ import annotations
@@ -63,18 +63,22 @@ def attention(
 ) -> Tensor:
     """o = dropout(softmax(scale * q k^T + mask)) v.
 
-    q (B, H, Tq, D); k, v (B, H, Tk, D), D <= 256, fp32 or bf16, any strides (used where they lie if the last dimension is
-    dense). causal: query i sees key j iff j <= i + Tk - Tq, so the last query sees every key; a query that sees none gives
-    zeros. scale: 1 / sqrt(D) for None. dropout_p in [0, 1): probability of dropping an entry; the mask is a function of
-    `seed` (int64, one element, needed when dropout_p > 0) and the entry's position alone. Returns o (B, H, Tq, D), laid
-    out in memory as (B, Tq, H, D). Raises ValueError or TypeError where shapes, dtypes, devices or values differ from that.
+    q (B, H, Tq, D); k, v (B, H, Tk, D), D <= 256, fp32 or bf16, any strides (used where they lie if the last
+    dimension is dense). causal: query i sees key j iff j <= i + Tk - Tq, so the last query sees every key; a query
+    that sees none gives zeros. scale: 1 / sqrt(D) for None. dropout_p in [0, 1): probability of dropping an entry;
+    the mask is a function of `seed` (int64, one element, needed when dropout_p > 0) and the entry's position alone.
+    Returns o (B, H, Tq, D), laid out in memory as (B, Tq, H, D). Raises ValueError or TypeError where shapes, dtypes,
+    devices or values differ from that.
     """
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1], 1))
     return _forward(q, k, v, causal, scale, dropout_p, seed if dropout_p > 0 else None)[0]
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor | None, op: str = "attention") -> None:
+def _check_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+    op: str = "attention",
+) -> None:  # fmt: skip
     check_dims(op, "q", q, "B H Tq D")
     check_dims(op, "k", k, "B H Tk D")
     check_tensors(op, q=q, k=k, v=v)
@@ -121,7 +125,6 @@ def _empty_heads(like: Tensor) -> Tensor:
 def _run_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    _check(q, k, v, dropout_p, seed)
     q, k, v = _dense_rows(q, k, v)
     o, lse = _fake_forward(q, k, v, causal, scale, dropout_p, seed)
     shape = _shape(q, k, causal, scale, dropout_p, seed)
@@ -135,17 +138,23 @@ def _fake_forward(
     return _empty_heads(q), torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
 
 
-def _run_backward(
+def _check_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
     causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> None:  # fmt: skip
     op = "attention_backward"
-    _check(q, k, v, dropout_p, seed, op)
+    _check_forward(q, k, v, causal, scale, dropout_p, seed, op)
     check_tensors(op, q=q, do=do, o=o)
     check_shape(op, "do", do, tuple(q.shape))
     check_shape(op, "o", o, tuple(q.shape))
     check_tensors(op, torch.float64, lse=lse)
     check_shape(op, "lse", lse, tuple(q.shape[:3]))
+
+
+def _run_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
+    causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     do, q, k, v, o = _dense_rows(do, q, k, v, o)
     grads = _fake_backward(do, q, k, v, o, lse, causal, scale, dropout_p, seed)
     shape = _shape(q, k, causal, scale, dropout_p, seed)
@@ -180,6 +189,7 @@ class _Attention(torch.autograd.Function):
 _forward = define(
     "attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float scale, float dropout_p, Tensor? seed)"
     " -> (Tensor o, Tensor lse)",
+    _check_forward,
     _run_forward,
     _fake_forward,
     _Attention,
@@ -187,6 +197,7 @@ _forward = define(
 _backward = define(
     "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float scale,"
     " float dropout_p, Tensor? seed) -> (Tensor dq, Tensor dk, Tensor dv)",
+    _check_backward,
     _run_backward,
     _fake_backward,
 )

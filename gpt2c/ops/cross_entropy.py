@@ -46,14 +46,13 @@ def check_targets(op: str, targets: Tensor, like: Tensor, N: int) -> None:
         raise TypeError(f"{op}: targets are {targets.dtype} on {targets.device}, expected torch.int64 on {like.device}")
 
 
-def _check(op: str, logits: Tensor, targets: Tensor) -> None:
+def _check_forward(logits: Tensor, targets: Tensor, ignore_index: int, op: str = "cross_entropy") -> None:
     check_dims(op, "logits", logits, "N V")
     check_tensors(op, logits=logits)
     check_targets(op, targets, logits, logits.shape[0])
 
 
 def _run_forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    _check("cross_entropy", logits, targets)
     N, V = logits.shape
     logits, targets = logits.contiguous(), targets.contiguous()
     count = count_targets("cross_entropy", targets, V, ignore_index)
@@ -68,12 +67,16 @@ def _fake_forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[T
     return loss, torch.empty(logits.shape[0], dtype=torch.float64, device=logits.device)
 
 
+def _check_backward(dloss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, ignore_index: int) -> None:
+    op = "cross_entropy_backward"
+    _check_forward(logits, targets, ignore_index, op)
+    check_tensors(op, torch.float32, dloss=dloss)
+    check_shape(op, "dloss", dloss, ())
+    check_tensors(op, torch.float64, lse=lse)
+    check_shape(op, "lse", lse, tuple(targets.shape))
+
+
 def _run_backward(dloss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, ignore_index: int) -> Tensor:
-    _check("cross_entropy_backward", logits, targets)
-    check_tensors("cross_entropy_backward", torch.float32, dloss=dloss)
-    check_shape("cross_entropy_backward", "dloss", dloss, ())
-    check_tensors("cross_entropy_backward", torch.float64, lse=lse)
-    check_shape("cross_entropy_backward", "lse", lse, tuple(targets.shape))
     N, V = logits.shape
     targets = targets.contiguous()
     count = count_targets("cross_entropy_backward", targets, V, ignore_index)
@@ -106,12 +109,14 @@ class _CrossEntropy(torch.autograd.Function):
 
 _forward = define(
     "cross_entropy_forward(Tensor logits, Tensor targets, int ignore_index) -> (Tensor loss, Tensor lse)",
+    _check_forward,
     _run_forward,
     _fake_forward,
     _CrossEntropy,
 )
 _backward = define(
     "cross_entropy_backward(Tensor dloss, Tensor logits, Tensor targets, Tensor lse, int ignore_index) -> Tensor",
+    _check_backward,
     _run_backward,
     _fake_backward,
 )

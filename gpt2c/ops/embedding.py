@@ -2,8 +2,8 @@
 
     x[b, t] = wte[idx[b, t]] + wpe[start + t]
 
-(Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.) The backward adds the rows of
-one token up in the order of their positions, so it is deterministic. Kernels: csrc/cpu/embedding.cpp.
+(Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.) The backward adds the rows
+of one token up in the order of their positions, so it is deterministic. Kernels: csrc/cpu/embedding.cpp.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from gpt2c import _native
 from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
 
 
-def embedding_reference(
-    idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None
-) -> Tensor:
+def embedding_reference(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None) -> Tensor:
     assert idx.numel() == 0 or idx.max() < (vocab_size or len(wte))
     return wte[idx] + wpe[start : start + idx.shape[1]]
 
@@ -25,9 +23,9 @@ def embedding_reference(
 def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None) -> Tensor:
     """x[b, t] = wte[idx[b, t]] + wpe[start + t].
 
-    idx (B, T) int64 with ids in [0, vocab_size); wte (Vp, C), wpe (P, C) fp32 or bf16; vocab_size at most Vp, which it is
-    for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C).
-    Raises IndexError for an id or a position out of range, ValueError or TypeError for a wrong shape, dtype or device.
+    idx (B, T) int64 with ids in [0, vocab_size); wte (Vp, C), wpe (P, C) fp32 or bf16; vocab_size at most Vp, which
+    it is for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C). Raises IndexError for an
+    id or a position out of range, ValueError or TypeError for a wrong shape, dtype or device.
     """
     return _forward(idx, wte, wpe, start, wte.shape[0] if vocab_size is None else vocab_size)
 
@@ -46,18 +44,21 @@ def _check(op: str, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> None:
         )
 
 
-def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> Tensor:
+def _check_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> None:
     _check("embedding", idx, wte, wpe, start)
     if not 0 < vocab_size <= wte.shape[0]:
         raise ValueError(f"embedding: vocab_size is {vocab_size}, expected 1 to {wte.shape[0]}, the rows of wte")
+
+
+def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> Tensor:
     (B, T), V, C = idx.shape, vocab_size, wte.shape[1]
     x = _fake_forward(idx, wte, wpe, start, vocab_size)
     idx = idx.contiguous()
-    bad = _native.call(
-        "embedding_forward", wte.dtype, idx, wte.contiguous(), wpe.contiguous(), x, B, T, C, V, start
-    )
+    bad = _native.call("embedding_forward", wte.dtype, idx, wte.contiguous(), wpe.contiguous(), x, B, T, C, V, start)
     if bad >= 0:
-        raise IndexError(f"embedding: idx[{bad // T}, {bad % T}] is {idx.view(-1)[bad].item()}, expected ids in [0, {V})")
+        raise IndexError(
+            f"embedding: idx[{bad // T}, {bad % T}] is {idx.view(-1)[bad].item()}, expected ids in [0, {V})"
+        )
     return x
 
 
@@ -65,10 +66,13 @@ def _fake_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size:
     return wte.new_empty(*idx.shape, wte.shape[1])
 
 
-def _run_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> tuple[Tensor, Tensor]:
+def _check_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> None:
     _check("embedding_backward", idx, wte, wpe, start)
     check_tensors("embedding_backward", wte=wte, dx=dx)
     check_shape("embedding_backward", "dx", dx, (*idx.shape, wte.shape[1]))
+
+
+def _run_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> tuple[Tensor, Tensor]:
     dwte = torch.empty(wte.shape, dtype=torch.float32, device=wte.device)
     dwpe = torch.empty(wpe.shape, dtype=torch.float32, device=wte.device)
     (B, T), (V, C) = idx.shape, wte.shape
@@ -100,12 +104,14 @@ class _Embedding(torch.autograd.Function):
 
 _forward = define(
     "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, int start, int vocab_size) -> Tensor",
+    _check_forward,
     _run_forward,
     _fake_forward,
     _Embedding,
 )
 _backward = define(
     "embedding_backward(Tensor dx, Tensor idx, Tensor wte, Tensor wpe, int start) -> (Tensor dwte, Tensor dwpe)",
+    _check_backward,
     _run_backward,
     _fake_backward,
 )

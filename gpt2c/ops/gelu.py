@@ -43,7 +43,7 @@ def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
     return _forward(x, bias, approximate)
 
 
-def _check(op: str, x: Tensor, bias: Tensor | None, approximate: str) -> None:
+def _check_forward(x: Tensor, bias: Tensor | None, approximate: str, op: str = "gelu") -> None:
     if approximate not in ("tanh", "none"):
         raise ValueError(f"{op}: approximate is {approximate!r}, expected 'tanh' or 'none'")
     check_tensors(op, x=x)
@@ -58,7 +58,6 @@ def _rows_and_columns(x: Tensor) -> tuple[int, int]:
 
 
 def _run_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    _check("gelu", x, bias, approximate)
     y = _fake_forward(x, bias, approximate)
     bias = None if bias is None else bias.contiguous()
     _native.call("gelu_forward", x.dtype, x.contiguous(), bias, y, *_rows_and_columns(x), approximate == "none")
@@ -69,10 +68,13 @@ def _fake_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _run_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
-    _check("gelu_backward", x, bias, approximate)
+def _check_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> None:
+    _check_forward(x, bias, approximate, "gelu_backward")
     check_tensors("gelu_backward", x=x, dy=dy)
     check_shape("gelu_backward", "dy", dy, tuple(x.shape))
+
+
+def _run_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
     dx, dbias = _fake_backward(dy, x, bias, approximate)
     _native.call(
         "gelu_backward", x.dtype, dy.contiguous(), x.contiguous(), None if bias is None else bias.contiguous(),
@@ -100,10 +102,15 @@ class _Gelu(torch.autograd.Function):
 
 
 _forward = define(
-    "gelu_forward(Tensor x, Tensor? bias, str approximate) -> Tensor", _run_forward, _fake_forward, _Gelu
+    "gelu_forward(Tensor x, Tensor? bias, str approximate) -> Tensor",
+    _check_forward,
+    _run_forward,
+    _fake_forward,
+    _Gelu,
 )
 _backward = define(
     "gelu_backward(Tensor dy, Tensor x, Tensor? bias, str approximate) -> (Tensor dx, Tensor dbias)",
+    _check_backward,
     _run_backward,
     _fake_backward,
 )

@@ -20,18 +20,22 @@ def grad_norm_reference(grads: list[Tensor]) -> Tensor:
 
 
 def grad_norm(grads: list[Tensor]) -> Tensor:
-    """sqrt of the sum of squares of all elements. grads: at least one tensor, fp32 or bf16 (one dtype for all), any shapes.
+    """sqrt of the sum of squares of all elements. grads: at least one tensor, fp32 or bf16 (one dtype for all), any
+    shapes.
 
     Returns the norm, 0-dim fp32: inf or nan if any element is. Raises ValueError or TypeError otherwise.
     """
     return _grad_norm(grads)
 
 
-def _run(grads: list[Tensor]) -> Tensor:
+def _check(grads: list[Tensor]) -> None:
     if not grads:
         raise ValueError("grad_norm: grads is empty, expected at least one tensor")
     for i, grad in enumerate(grads):
         check_tensors("grad_norm", **{"grads[0]": grads[0], f"grads[{i}]": grad})
+
+
+def _run(grads: list[Tensor]) -> Tensor:
     norm = _fake(grads)
     contiguous = [g.contiguous() for g in grads]
     sizes = torch.tensor([g.numel() for g in grads])
@@ -43,4 +47,4 @@ def _fake(grads: list[Tensor]) -> Tensor:
     return torch.empty((), dtype=torch.float32, device=grads[0].device)
 
 
-_grad_norm = define("grad_norm(Tensor[] grads) -> Tensor", _run, _fake)
+_grad_norm = define("grad_norm(Tensor[] grads) -> Tensor", _check, _run, _fake)

@@ -48,9 +48,7 @@ def residual_layernorm(
     return h, y
 
 
-def _run_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _check_forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> None:
     if x.dim() == 0:
         raise ValueError("layernorm: x has shape (), expected (..., C)")
     C = x.shape[-1]
@@ -60,11 +58,17 @@ def _run_forward(
     if residual is not None:
         check_tensors("layernorm", x=x, residual=residual)
         check_shape("layernorm", "residual", residual, tuple(x.shape))
+
+
+def _run_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if residual is not None:
         residual = residual.contiguous()
     h, y, mean, rstd = _fake_forward(x, residual, weight, bias, eps)
     _native.call(
         "layernorm_forward", x.dtype, x.contiguous(), residual, weight.contiguous(), bias.contiguous(),
-        None if residual is None else h, y, mean, rstd, mean.numel(), C, eps,
+        None if residual is None else h, y, mean, rstd, mean.numel(), x.shape[-1], eps,
     )  # fmt: skip
     return h, y, mean, rstd
 
@@ -78,9 +82,7 @@ def _fake_forward(
     return h, y, mean, torch.empty_like(mean)
 
 
-def _run_backward(
-    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _check_backward(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> None:
     C = h.shape[-1]
     check_tensors("layernorm_backward", h=h, dy=dy, weight=weight)
     check_shape("layernorm_backward", "dy", dy, tuple(h.shape))
@@ -91,11 +93,17 @@ def _run_backward(
     if dh is not None:
         check_tensors("layernorm_backward", h=h, dh=dh)
         check_shape("layernorm_backward", "dh", dh, tuple(h.shape))
+
+
+def _run_backward(
+    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if dh is not None:
         dh = dh.contiguous()
     dx, dweight, dbias = _fake_backward(dy, dh, h, weight, mean, rstd)
     _native.call(
         "layernorm_backward", h.dtype, dy.contiguous(), dh, h.contiguous(), weight.contiguous(),
-        mean.contiguous(), rstd.contiguous(), dx, dweight, dbias, mean.numel(), C,
+        mean.contiguous(), rstd.contiguous(), dx, dweight, dbias, mean.numel(), h.shape[-1],
     )  # fmt: skip
     return dx, dweight, dbias
 
@@ -131,6 +139,7 @@ class _Layernorm(torch.autograd.Function):
 _forward = define(
     "layernorm_forward(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps)"
     " -> (Tensor h, Tensor y, Tensor mean, Tensor rstd)",
+    _check_forward,
     _run_forward,
     _fake_forward,
     _Layernorm,
@@ -138,6 +147,7 @@ _forward = define(
 _backward = define(
     "layernorm_backward(Tensor dy, Tensor? dh, Tensor h, Tensor weight, Tensor mean, Tensor rstd)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    _check_backward,
     _run_backward,
     _fake_backward,
 )

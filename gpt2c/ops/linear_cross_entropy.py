@@ -2,10 +2,10 @@
 
     loss = cross_entropy(x weight[:vocab_size]^T, targets)
 
-Rows are taken a chunk at a time: logits = x_chunk weight^T (torch's matrix product), then their softmax, loss and gradient
-in place (csrc/cpu/cross_entropy.cpp), then dx_chunk = dlogits weight and dweight += dlogits^T x_chunk. So the gradients
-are ready when the loss is, nothing is computed twice, and memory holds one chunk of logits (Hsu et al., "Liger Kernel",
-2024, section 3.2, has the same idea).
+Rows are taken a chunk at a time: logits = x_chunk weight^T (torch's matrix product), then their softmax, loss and
+gradient in place (csrc/cpu/cross_entropy.cpp), then dx_chunk = dlogits weight and dweight += dlogits^T x_chunk. So
+the gradients are ready when the loss is, nothing is computed twice, and memory holds one chunk of logits (Hsu et al.,
+"Liger Kernel", 2024, section 3.2, has the same idea).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def linear_cross_entropy(
     return _forward(x, weight, targets, ignore_index, V, need_grad)[0]
 
 
-def _run_forward(
+def _check_forward(
     x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int, need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> None:
     op = "linear_cross_entropy"
     check_dims(op, "x", x, "N C")
     check_dims(op, "weight", weight, "V C")
@@ -53,8 +53,14 @@ def _run_forward(
     check_targets(op, targets, x, N)
     if not 0 < vocab_size <= Vp:
         raise ValueError(f"{op}: vocab_size is {vocab_size}, expected 1 to {Vp}, the rows of weight")
+
+
+def _run_forward(
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int, need_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    N, Vp = x.shape[0], weight.shape[0]
     targets = targets.contiguous()
-    count = count_targets(op, targets, vocab_size, ignore_index)
+    count = count_targets("linear_cross_entropy", targets, vocab_size, ignore_index)
     _, dx, dweight = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_grad)
     logits = x.new_empty(min(N, CHUNK_ROWS), Vp)
     dweight_sum = dweight if x.dtype == torch.float32 else torch.empty_like(dweight, dtype=torch.float32)
@@ -113,6 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 _forward = define(
     "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int vocab_size,"
     " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight)",
+    _check_forward,
     _run_forward,
     _fake_forward,
     _LinearCrossEntropy,

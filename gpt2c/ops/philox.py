@@ -1,4 +1,5 @@
-"""The reference of csrc/philox.h: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011)."""
+"""The reference of csrc/philox.h: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
+2011)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ _LOW = 0xFFFFFFFF
 def philox_reference(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Four random 32-bit words for each counter.
 
-    seed: 64 bits, the low half is the first key word. counter: four int64 tensors of values in [0, 2^32), which broadcast.
-    Returns four int64 tensors of values in [0, 2^32).
+    seed: 64 bits, the low half is the first key word. counter: four int64 tensors of values in [0, 2^32), which
+    broadcast. Returns four int64 tensors of values in [0, 2^32).
     """
     key = [seed & _LOW, (seed >> 32) & _LOW]
     c0, c1, c2, c3 = counter

@@ -1,0 +1,63 @@
+"""The `backend` fixture: an op test runs once for every build of the kernels that can run here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import remote
+import torch
+
+from gpt2c import _native
+
+THREADS = 2
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backends",
+        choices=("all", "sanitized"),
+        default="all",
+        help="all: every ISA of this machine, and NEON under qemu where it and the cross compiler are installed; "
+        "sanitized: kernels built with AddressSanitizer and UndefinedBehaviorSanitizer",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" not in metafunc.fixturenames:
+        return
+    isas = _native.available_isas()
+    if metafunc.config.getoption("--backends") == "sanitized":
+        names = [f"sanitized-{isa}" for isa in isas]
+    else:
+        names = [f"cpu-{isa}" for isa in isas] + ["cpu-neon-qemu"] * remote.can_emulate_neon()
+    metafunc.parametrize("backend", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    name: str = request.param
+    if name == "cpu-neon-qemu" or name.startswith("sanitized-"):
+        server = remote.neon() if name == "cpu-neon-qemu" else remote.sanitized(name.removeprefix("sanitized-"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_native, "call", server.call)
+            patch.setattr(_native, "count_targets", server.count_targets)
+            yield name
+        server.close()
+    else:
+        _native.set_isa(name.removeprefix("cpu-"))
+        yield name
+        _native.set_isa("")
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    neon = "NEON under qemu" if remote.can_emulate_neon() else "no NEON (qemu-user or g++-aarch64-linux-gnu missing)"
+    return f"gpt2c: torch {torch.__version__}, ISAs {', '.join(_native.available_isas())}, {neon}"

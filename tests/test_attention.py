@@ -1,0 +1,270 @@
+import math
+
+import pytest
+import torch
+from checks import (
+    DTYPES,
+    assert_close,
+    check_deterministic,
+    check_double_use,
+    check_finite_differences,
+    check_op,
+    opcheck,
+    randn,
+    strided,
+    with_grads,
+)
+from torch import Tensor
+
+from gpt2c import ops
+from gpt2c.ops.attention import dropout_mask
+from gpt2c.ops.philox import philox_reference
+
+forward, backward = torch.ops.gpt2c.attention_forward.default, torch.ops.gpt2c.attention_backward.default
+SEED = torch.tensor([0x0123456789ABCDEF])
+
+
+def qkv(
+    B: int, H: int, Tq: int, Tk: int, D: int, dtype: torch.dtype = torch.float32, scale: float = 1.0
+) -> dict[str, Tensor]:
+    shapes = {"q": (B, H, Tq, D), "k": (B, H, Tk, D), "v": (B, H, Tk, D)}
+    return {name: randn(*shape, dtype=dtype, scale=scale) for name, shape in shapes.items()}
+
+
+def check(given: dict[str, Tensor], **settings: object) -> None:
+    # With one key, or equal keys, dq and dk are zero by cancellation of terms of size 1.
+    floor = 1.0 if given["k"].shape[2] == 1 or bool((given["k"] == given["k"].flatten()[:1]).all()) else 0.0
+    check_op(
+        "attention",
+        lambda q, k, v: ops.attention(q, k, v, **settings),
+        lambda q, k, v: ops.attention_reference(q, k, v, **settings),
+        given,
+        floor=floor,
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("T", [1, 7, 47, 48, 49, 63, 64, 65, 130])
+def test_self(backend: str, T: int, causal: bool) -> None:
+    check(qkv(2, 3, T, T, 16), causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_long(backend: str, causal: bool) -> None:
+    check(qkv(1, 1, 1023, 1023, 8), causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("Tq", "Tk"), [(1, 7), (7, 1), (1, 64), (1, 65), (49, 65), (65, 49), (3, 200), (200, 3), (50, 51)]
+)
+def test_cross(backend: str, Tq: int, Tk: int, causal: bool) -> None:
+    # Causal with Tq > Tk: the first queries see no key and give zeros.
+    check(qkv(2, 2, Tq, Tk, 12), causal=causal)
+
+
+@pytest.mark.parametrize("D", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 64, 65, 96, 128, 255, 256])
+def test_head_dim(backend: str, D: int) -> None:
+    check(qkv(1, 2, 20, 70, D), causal=True)
+
+
+@pytest.mark.parametrize("D", [5, 16, 64])
+@pytest.mark.parametrize("causal", [False, True])
+def test_bf16(backend: str, causal: bool, D: int) -> None:
+    check(qkv(2, 2, 50, 70, D, torch.bfloat16), causal=causal)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0), (2, 2, 0, 0)])
+def test_empty(backend: str, shape: tuple[int, int, int, int]) -> None:
+    given = {name: t.requires_grad_() for name, t in qkv(*shape, 8).items()}
+    o = ops.attention(**given)
+    assert o.shape == given["q"].shape and not o.any()
+    for grad, x in zip(torch.autograd.grad(o.sum(), given.values()), given.values(), strict=True):
+        assert grad.shape == x.shape and not grad.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_qkv_split(backend: str, dtype: torch.dtype) -> None:
+    # As the model has it: three views of one (B, T, 3 C) tensor.
+    B, T, H, D = 2, 50, 3, 16
+    packed = randn(B, T, 3 * H * D, dtype=dtype)
+    parts = packed.split(H * D, dim=2)
+    given = {n: t.view(B, T, H, D).transpose(1, 2) for n, t in zip("qkv", parts, strict=True)}
+    o = ops.attention(**given)
+    assert o.transpose(1, 2).is_contiguous()
+    check(given, causal=True)
+
+
+def test_non_contiguous(backend: str) -> None:
+    given = {name: strided(t) for name, t in qkv(2, 3, 20, 21, 9).items()}
+    assert given["q"].stride(-1) != 1
+    check(given)
+
+
+def test_expanded_keys(backend: str) -> None:
+    # One head of keys for all queries' heads: stride 0.
+    given = qkv(2, 3, 20, 21, 8)
+    given["k"] = given["k"][:, :1].expand(2, 3, 21, 8)
+    check(given)
+
+
+def test_strided_gradient(backend: str) -> None:
+    q, k, v = (t.requires_grad_() for t in qkv(1, 2, 20, 20, 8).values())
+    do = randn(1, 2, 20, 8)
+    expected = torch.autograd.grad(ops.attention(q, k, v), (q, k, v), do)
+    for got, want in zip(torch.autograd.grad(ops.attention(q, k, v), (q, k, v), strided(do)), expected, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_magnitudes(backend: str, scale: float) -> None:
+    # Integers, so that even scores of 1e8 are exact in fp32 and the softmax (one-hot, or shared by equals) is defined.
+    given = {n: t.mul(4).round().clamp(-3, 3).add(0.0) for n, t in qkv(1, 2, 40, 70, 16).items()}
+    given["q"] = given["q"] * (scale if scale > 1 else 1)
+    given["v"] = given["v"] * scale
+    check(given, causal=True, scale=1.0 if scale > 1 else scale)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_keys(backend: str, value: float) -> None:
+    given = qkv(1, 2, 50, 70, 16)
+    given["q"].fill_(value), given["k"].fill_(value)
+    check(given, scale=1.0)
+
+
+def test_equal_large_scores(backend: str) -> None:
+    # Equal keys share the probability evenly, however large the scores: at 1.6e9 fp32's logsumexp would lose log 70.
+    q, k, v = (t.requires_grad_() for t in qkv(1, 2, 50, 70, 16).values())
+    with torch.no_grad():
+        q.fill_(1e4), k.fill_(1e4)
+    o, do = ops.attention(q, k, v, scale=1.0), randn(1, 2, 50, 16)
+    (dv,) = torch.autograd.grad(o, v, do)
+    assert_close("attention", "o", o, v.double().mean(2, keepdim=True).expand_as(o), v.dtype)
+    assert_close("attention", "dv", dv, do.double().sum(2, keepdim=True).expand_as(dv) / 70, v.dtype)
+
+
+def test_scale(backend: str) -> None:
+    check(qkv(1, 2, 10, 12, 8), scale=0.3)
+    check(qkv(1, 2, 10, 12, 8), scale=-0.3)
+    q, k, v = qkv(1, 2, 10, 12, 8).values()
+    assert torch.equal(ops.attention(q, k, v), ops.attention(q, k, v, scale=1 / math.sqrt(8)))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dropout_p", [0.1, 0.9])
+def test_dropout(backend: str, dropout_p: float, causal: bool) -> None:
+    check(qkv(2, 2, 50, 71, 8), causal=causal, dropout_p=dropout_p, seed=SEED)
+
+
+def test_dropout_depends_on_the_seed_alone(backend: str) -> None:
+    q, k, v = qkv(1, 2, 50, 70, 8).values()
+
+    def run(seed: int) -> Tensor:
+        return ops.attention(q, k, v, dropout_p=0.5, seed=torch.tensor([seed]))
+
+    assert torch.equal(run(5), run(5))
+    assert not torch.equal(run(5), run(6))
+    assert not torch.equal(run(5), run(5 + 2**32))  # both halves of the seed count
+    assert torch.isfinite(run(-1)).all()
+
+
+def test_dropout_mask_statistics() -> None:
+    mask = dropout_mask(SEED, 0.3, 2, 4, 200, 200) > 0
+    assert mask.double().mean() == pytest.approx(0.7, abs=3e-3)  # 3 standard deviations of 320,000 draws are 2.4e-3
+    for dim in (0, 1, 2, 3):  # neighbours in every direction are independent
+        a, b = mask.narrow(dim, 0, mask.shape[dim] - 1), mask.narrow(dim, 1, mask.shape[dim] - 1)
+        assert (a & b).double().mean() == pytest.approx(0.49, abs=6e-3)
+
+
+def test_philox_known_answers() -> None:
+    # The known-answer vectors published with the generator (Random123, philox4x32 with 10 rounds).
+    ones = torch.tensor([0xFFFFFFFF])
+    zero = torch.tensor([0])
+    words = [int(w) for w in philox_reference(0, (zero, zero, zero, zero))]
+    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    words = [int(w) for w in philox_reference(2**64 - 1, (ones, ones, ones, ones))]
+    assert words == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+def test_finite_differences(backend: str) -> None:
+    for settings in ({}, {"causal": True}, {"dropout_p": 0.5, "seed": SEED}):
+        check_finite_differences(lambda q, k, v, s=settings: ops.attention(q, k, v, **s), *qkv(1, 2, 5, 6, 4).values())
+
+
+def test_double_use(backend: str) -> None:
+    _, k, v = qkv(1, 2, 9, 11, 8).values()
+    check_double_use(
+        lambda q: ops.attention(q, k, v),
+        lambda q: ops.attention_reference(q, k.double(), v.double()),
+        "attention",
+        randn(1, 2, 9, 8),
+    )
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+def test_deterministic(backend: str, dropout_p: float) -> None:
+    given = qkv(2, 3, 100, 130, 16).values()
+    run = lambda q, k, v: ops.attention(q, k, v, causal=True, dropout_p=dropout_p, seed=SEED)  # noqa: E731
+    check_deterministic(lambda: with_grads(run, *given))
+
+
+def test_padding_does_not_matter(backend: str) -> None:
+    # Causal: what comes after a query, however large, has no influence on it.
+    q, k, v = qkv(1, 2, 70, 70, 8).values()
+    expected = ops.attention(q, k, v, causal=True)[:, :, :50]
+    k[:, :, 50:], v[:, :, 50:] = 1e15, -1e15
+    assert torch.equal(ops.attention(q, k, v, causal=True)[:, :, :50], expected)
+
+
+def test_one_query_at_a_time(backend: str) -> None:
+    # What a KV cache does: the last query alone against all keys so far.
+    q, k, v = qkv(1, 2, 60, 60, 16).values()
+    whole = ops.attention(q, k, v, causal=True)
+    for t in range(60):
+        one = ops.attention(q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], causal=True)
+        assert torch.allclose(one[:, :, 0], whole[:, :, t], rtol=0, atol=2e-6)
+
+
+def test_logsumexp(backend: str) -> None:
+    q, k, v = qkv(1, 2, 50, 70, 16).values()
+    _, lse = forward(q, k, v, False, 0.25, 0.0, None)
+    expected = torch.logsumexp(q.double() @ k.double().transpose(-1, -2) * 0.25, -1)
+    assert lse.dtype == torch.float64 and torch.allclose(lse, expected, rtol=0, atol=1e-5)
+
+
+def test_opcheck(backend: str) -> None:
+    q, k, v = qkv(1, 2, 5, 6, 4).values()
+    o, lse = forward(q, k, v, True, 0.5, 0.0, None)
+    opcheck(backward, o, q, k, v, o, lse, True, 0.5, 0.0, None)
+    opcheck(backward, o, q, k, v, o, lse, False, 0.5, 0.5, SEED)
+    for grad in (False, True):
+        q, k, v = (t.requires_grad_(grad) for t in (q, k, v))
+        opcheck(forward, q, k, v, True, 0.5, 0.0, None)
+        opcheck(forward, q, k, v, False, 0.5, 0.5, SEED)
+
+
+def ones(*shape: int, **settings: object) -> Tensor:
+    return torch.ones(shape, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"q": ones(2, 5, 8)}, ValueError, r"attention: q has shape \(2, 5, 8\), expected \(B, H, Tq, D\)"),
+        ({"k": ones(2, 2, 5, 9)}, ValueError, r"attention: k has shape \(2, 2, 5, 9\), expected \(2, 2, 5, 8\)"),
+        ({"v": ones(2, 2, 6, 8)}, ValueError, r"attention: v has shape \(2, 2, 6, 8\), expected \(2, 2, 5, 8\)"),
+        ({"q": ones(2, 2, 5, 8).double()}, TypeError, "q has dtype torch.float64"),
+        ({"v": ones(2, 2, 5, 8).bfloat16()}, TypeError, "v has dtype torch.bfloat16, expected torch.float32 like q"),
+        ({"k": ones(2, 2, 5, 8, device="meta")}, ValueError, "attention: k is on meta, expected cpu"),
+        ({n: ones(1, 1, 2, 257) for n in "qkv"}, ValueError, "the head dimension of q is 257, expected 1 to 256"),
+        ({n: ones(1, 1, 2, 0) for n in "qkv"}, ValueError, "the head dimension of q is 0, expected 1 to 256"),
+        ({"dropout_p": 1.0, "seed": SEED}, ValueError, r"dropout_p is 1.0, expected \[0, 1\)"),
+        ({"dropout_p": -0.1}, ValueError, r"dropout_p is -0.1, expected \[0, 1\)"),
+        ({"dropout_p": 0.1}, ValueError, "dropout_p is 0.1 but seed is None"),
+        ({"dropout_p": 0.1, "seed": ones(1)}, ValueError, "seed is torch.float32"),
+        ({"dropout_p": 0.1, "seed": SEED.repeat(2)}, ValueError, r"seed is torch.int64 of shape \(2,\)"),
+    ],
+)
+def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ops.attention(**{n: ones(2, 2, 5, 8) for n in "qkv"} | change)

@@ -1,0 +1,117 @@
+import pytest
+import torch
+from checks import (
+    DTYPES,
+    EDGES,
+    MAGNITUDES,
+    SIZES,
+    check_deterministic,
+    check_double_use,
+    check_finite_differences,
+    check_op,
+    opcheck,
+    randn,
+    strided,
+    with_grads,
+)
+from torch import Tensor
+
+from gpt2c import ops
+
+forward, backward = torch.ops.gpt2c.embedding_forward.default, torch.ops.gpt2c.embedding_backward.default
+
+
+def check(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0) -> None:
+    check_op(
+        "embedding",
+        lambda wte, wpe: ops.embedding(idx, wte, wpe, start),
+        lambda wte, wpe: ops.embedding_reference(idx, wte, wpe, start),
+        {"wte": wte, "wpe": wpe},
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", SIZES + EDGES)
+def test_width(backend: str, C: int, dtype: torch.dtype) -> None:
+    check(torch.randint(0, 11, (2, 7)), randn(11, C, dtype=dtype), randn(9, C, dtype=dtype))
+
+
+@pytest.mark.parametrize(("B", "T"), [(1, 1), (3, 7), (2, 64), (1, 1023), (0, 5), (5, 0)])
+def test_tokens(backend: str, B: int, T: int) -> None:
+    # 20 ids, so that most come many times.
+    check(torch.randint(0, 20, (B, T)), randn(20, 10), randn(max(T, 1), 10))
+
+
+def test_one_token_everywhere(backend: str) -> None:
+    check(torch.full((4, 100), 3), randn(5, 65), randn(100, 65))
+
+
+@pytest.mark.parametrize("scale", MAGNITUDES)
+def test_magnitudes(backend: str, scale: float) -> None:
+    check(torch.randint(0, 20, (3, 7)), randn(20, 10, scale=scale), randn(7, 10, scale=scale))
+
+
+def test_start(backend: str) -> None:
+    check(torch.randint(0, 20, (3, 7)), randn(20, 10), randn(12, 10), start=5)
+
+
+def test_vocab_size(backend: str) -> None:
+    idx, wte, wpe = torch.randint(0, 20, (3, 7)), randn(32, 10).requires_grad_(), randn(7, 10)
+    (dwte,) = torch.autograd.grad(ops.embedding(idx, wte, wpe, vocab_size=20).sum(), wte)
+    assert dwte.shape == (32, 10) and not dwte[20:].any()
+    with pytest.raises(IndexError, match=r"embedding: idx\[0, 0\] is 20, expected ids in \[0, 20\)"):
+        ops.embedding(torch.tensor([[20]]), wte, wpe, vocab_size=20)
+
+
+def test_non_contiguous(backend: str) -> None:
+    idx = torch.randint(0, 20, (7, 6)).T[:, ::2]
+    assert not idx.is_contiguous()
+    check(idx, strided(randn(20, 10)), strided(randn(7, 10)))
+
+
+def test_finite_differences(backend: str) -> None:
+    idx = torch.tensor([[1, 1, 0]])
+    check_finite_differences(lambda wte, wpe: ops.embedding(idx, wte, wpe), randn(3, 4), randn(3, 4))
+
+
+def test_double_use(backend: str) -> None:
+    idx, wpe = torch.tensor([[1, 1, 0]]), randn(3, 4)
+    check_double_use(
+        lambda wte: ops.embedding(idx, wte, wpe),
+        lambda wte: ops.embedding_reference(idx, wte, wpe.double()),
+        "embedding",
+        randn(3, 4),
+    )
+
+
+def test_deterministic(backend: str) -> None:
+    idx, wte, wpe = torch.randint(0, 9, (3, 301)), randn(9, 130), randn(301, 130)
+    check_deterministic(lambda: with_grads(lambda wte, wpe: ops.embedding(idx, wte, wpe), wte, wpe))
+
+
+def test_opcheck(backend: str) -> None:
+    idx, wte, wpe = torch.randint(0, 9, (2, 3)), randn(9, 4), randn(5, 4)
+    opcheck(backward, randn(2, 3, 4), idx, wte, wpe, 1)
+    for grad in (False, True):
+        opcheck(forward, idx, wte.requires_grad_(grad), wpe.requires_grad_(grad), 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"idx": torch.tensor([[0, 9]])}, IndexError, r"idx\[0, 1\] is 9, expected ids in \[0, 9\)"),
+        ({"idx": torch.tensor([[0], [-1]])}, IndexError, r"idx\[1, 0\] is -1, expected ids in \[0, 9\)"),
+        ({"idx": torch.zeros(3).long()}, ValueError, r"idx has shape \(3,\), expected \(B, T\)"),
+        ({"idx": torch.zeros(1, 3)}, TypeError, "idx is torch.float32 on cpu, expected torch.int64 on cpu"),
+        ({"idx": torch.zeros(1, 6).long()}, IndexError, r"positions 0 to 5, expected them in \[0, 5\)"),
+        ({"start": 3}, IndexError, r"positions 3 to 5, expected them in \[0, 5\)"),
+        ({"start": -1}, IndexError, r"positions -1 to 1, expected them in \[0, 5\)"),
+        ({"wpe": torch.ones(5, 3)}, ValueError, r"wpe has shape \(5, 3\), expected \(5, 4\)"),
+        ({"wte": torch.ones(9, 4).half()}, TypeError, "wte has dtype torch.float16, expected torch.float32 or"),
+        ({"vocab_size": 10}, ValueError, "vocab_size is 10, expected 1 to 9, the rows of wte"),
+    ],
+)
+def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
+    given = {"idx": torch.zeros(1, 3).long(), "wte": torch.ones(9, 4), "wpe": torch.ones(5, 4), **change}
+    with pytest.raises(error, match="embedding: .*" + message):
+        ops.embedding(**given)

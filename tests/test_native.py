@@ -1,0 +1,44 @@
+"""Which backend is taken, and what it says when it cannot be."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gpt2c import _native
+
+
+def forced(isa: str) -> subprocess.CompletedProcess:
+    program = "from gpt2c import _native; print(_native.active_isa())"
+    environment = {**os.environ, "GPT2C_FORCE_ISA": isa}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def test_best_isa_is_taken() -> None:
+    candidates = [isa for isa in _native.available_isas() if isa != "avx2x16"]
+    assert forced("").stdout.strip() == candidates[-1]
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+def test_forced_isa(isa: str) -> None:
+    assert forced(isa).stdout.strip() == isa
+
+
+def test_unknown_isa() -> None:
+    done = forced("sse9")
+    assert done.returncode != 0
+    assert "GPT2C_FORCE_ISA: 'sse9' is not available on this machine, expected one of scalar" in done.stderr
+
+
+def test_scalar_is_always_there() -> None:
+    assert "scalar" in _native.available_isas()
+
+
+def test_sanitizer_sees_an_overrun(backend: str) -> None:
+    if not backend.startswith("sanitized"):
+        pytest.skip("only kernels built with a sanitizer are asked (--backends sanitized)")
+    x = torch.ones(8)
+    with pytest.raises(AssertionError, match="heap-buffer-overflow"):
+        _native.call("gelu_forward", x.dtype, x, None, torch.empty(7), 1, 8, False)
