@@ -40,5 +40,5 @@ def test_sanitizer_sees_an_overrun(backend: str) -> None:
     if not backend.startswith("sanitized"):
         pytest.skip("only kernels built with a sanitizer are asked (--backends sanitized)")
     x = torch.ones(8)
-    with pytest.raises(AssertionError, match="heap-buffer-overflow"):
+    with pytest.raises(AssertionError, match="AddressSanitizer"):
         _native.call("gelu_forward", x.dtype, x, None, torch.empty(7), 1, 8, False)

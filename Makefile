@@ -1,0 +1,58 @@
+# make demo             train a small GPT-2 on the text that every Python carries, and read what it writes
+# make demo TEXT=file   the same on a text of your own
+# make test             every kernel against PyTorch, the model against its twin, the loop, the commands
+# make lint, make bench, make clean
+PYTHON ?= python3
+TEXT ?= embedded
+OUT ?= runs/demo
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+# A demo starts afresh: its last run makes room.
+demo: .venv/installed
+	@rm -rf "$(OUT)"
+	@$(BIN)/gpt2c train --preset demo --data "$(TEXT)" --out "$(OUT)"
+
+test: .venv/installed-test
+	@$(BIN)/pytest
+
+lint: .venv/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h')
+
+bench: .venv/installed-test
+	@$(BIN)/python python/bench_train.py
+
+clean:
+	rm -rf .venv build dist
+
+.venv/created:
+	@command -v $(PYTHON) > /dev/null || \
+		{ echo "error: $(PYTHON) not found: install Python 3.10 or newer, or give make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $$($(PYTHON) --version 2>&1) is too old: Python 3.10 or newer is needed, give make PYTHON=/path/to/it" >&2; exit 1; }
+	@command -v "$${CXX:-c++}" > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null || \
+		{ echo "error: no C++ compiler found: install g++ or clang (Debian: apt install g++), or set CXX" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv > .venv-log 2>&1 && rm -f .venv-log || \
+		{ echo "error: $(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; \
+		  rm -rf .venv .venv-log; exit 1; }
+	@touch $@
+
+.venv/installed: .venv/created $(SOURCES)
+	@echo "installing gpt2c into .venv (torch is large: the first time takes a while)"
+	@$(PIP) install --constraint constraints.txt .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	@$(PIP) install --constraint constraints.txt '.[test]'
+	@touch $@
+
+.venv/installed-lint: .venv/created
+	@$(PIP) install --constraint constraints.txt ruff clang-format
+	@touch $@
