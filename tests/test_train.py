@@ -1,4 +1,4 @@
-"""Training: the arithmetic of a step, the files of a run, and runs that are killed, stopped, resumed or go wrong."""
+"""Training: the arithmetic of a step, the files of a run, and runs that cannot start or go wrong."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import errno
 import json
 import math
 import os
-import random
-import signal
 import time
 from pathlib import Path
 
@@ -17,12 +15,12 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from gpt2c import checkpoint, finite, progress, run, settings
+from gpt2c import checkpoint, finite, progress, run
 from gpt2c import train as loop
 from gpt2c.curve import loss_curve
 from gpt2c.errors import UserError
 from gpt2c.files import write_atomically
-from gpt2c.settings import TrainConfig, load_preset, preset_names
+from gpt2c.settings import TrainConfig
 from gpt2c.train import accumulate_gradients, learning_rate, micro_batches, open_training, train
 
 
@@ -182,120 +180,6 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "3/4" in bar and "loss 1.250, 1,234 tok/s" in bar and "<" in bar
 
 
-# Killed, stopped, resumed
-
-
-def test_stopping_and_resuming_is_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings_of = {}
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-        settings_of[name] = tiny.config(tmp_path / name, steps=12, dropout=0.1, accumulation=2)
-    whole = train(settings_of["whole"])
-
-    update = progress.Progress.update
-
-    def interrupted(self: progress.Progress, step: int, *args: float) -> None:
-        update(self, step, *args)
-        if step in (3, 4, 9):
-            os.kill(os.getpid(), signal.SIGINT if step == 4 else signal.SIGTERM)
-
-    monkeypatch.setattr(progress.Progress, "update", interrupted)
-    stops = []
-    for attempt in range(4):
-        part = train(settings_of["parts"], resume=attempt > 0)
-        stops.append((part.step, part.stopped_by))
-    assert stops == [(3, signal.SIGTERM), (4, signal.SIGINT), (9, signal.SIGTERM), (12, None)]
-    assert tiny.state(part.checkpoint) == tiny.state(whole.checkpoint)
-    assert tiny.metrics(tmp_path / "parts" / "run") == tiny.metrics(tmp_path / "whole" / "run")
-    assert part.run.samples.read_bytes() == whole.run.samples.read_bytes()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL at whatever it is doing: stepping, evaluating, drawing, writing a checkpoint or removing one."""
-    draw = random.Random()
-    commands = {}
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        busy = {"steps": 60, "checkpoint_every": 1, "eval_every": 15, "sample_every": 5, "keep": 2}
-        changed = tiny.config(tmp_path / name, dropout=0.1, accumulation=2, log_every=1, **busy)
-        commands[name] = ["train", *tiny.flags(changed)]
-    whole, killed = (tmp_path / name / "run" for name in commands)
-
-    process = tiny.fork(*commands["whole"])
-    process.join(60)
-    assert process.exitcode == 0
-
-    moments = []
-    for kill in range(4):
-        process = tiny.fork(*commands["killed"], *(["--resume"] if kill else []))
-        size, step = file_size(killed / "metrics.jsonl"), 12 * kill + draw.randint(1, 12)
-        deadline = time.monotonic() + 60
-        # It has begun once the file changes: to resume cuts it back.
-        while file_size(killed / "metrics.jsonl") == size or last_step(killed / "metrics.jsonl") < step:
-            assert process.is_alive() and time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0.0, 0.03))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        moments.append(last_step(killed / "metrics.jsonl"))
-    process = tiny.fork(*commands["killed"], "--resume")
-    process.join(60)
-    assert process.exitcode == 0
-
-    ends = [checkpoint.latest(folder) for folder in (whole, killed)]
-    assert tiny.state(ends[0]) == tiny.state(ends[1]), f"killed after {moments} steps"
-    assert (ends[0] / "model.safetensors").read_bytes() == (ends[1] / "model.safetensors").read_bytes()
-    assert tiny.metrics(killed) == tiny.metrics(whole), f"killed after {moments} steps"
-    assert (killed / "samples.txt").read_bytes() == (whole / "samples.txt").read_bytes()
-    assert [p.name for p in checkpoint.list_all(killed)] == [p.name for p in checkpoint.list_all(whole)]
-    assert not list(killed.rglob(".*")), "nothing of the killed processes may be left"
-
-
-def file_size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def last_step(metrics: Path) -> int:
-    """The step of the last whole row; the last line may be half written."""
-    rows = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
-    return json.loads(rows[-1])["step"] if rows else 0
-
-
-def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "whole").mkdir()
-    whole = train(tiny.config(tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(loop, "save", power_cut)
-        train(tiny.config(tmp_path))
-    assert tiny.metrics(tmp_path / "run")
-    resumed = train(tiny.config(tmp_path), resume=True)
-    assert tiny.state(resumed.checkpoint) == tiny.state(whole.checkpoint)
-    assert tiny.metrics(resumed.run.folder) == tiny.metrics(whole.run.folder)
-
-
-def power_cut(*args: object) -> None:
-    raise RuntimeError("power cut")
-
-
-def test_a_finished_run_has_nothing_to_do_and_can_go_on(tmp_path: Path) -> None:
-    first = train(tiny.config(tmp_path))
-    again = train(tiny.config(tmp_path), resume=True)
-    assert again.step == 8 and again.sample is None and again.checkpoint == first.checkpoint
-    longer = train(tiny.config(tmp_path, steps=10, eval_every=5, keep=1, log_every=2), resume=True)
-    assert longer.step == 10
-    assert [row["step"] for row in tiny.metrics(tmp_path / "run") if "loss" in row] == [*range(1, 9), 10]
-
-
-def test_a_moved_run_resumes(tmp_path: Path) -> None:
-    train(tiny.config(tmp_path))
-    (tmp_path / "run").rename(tmp_path / "elsewhere")
-    (tmp_path / "text.txt").rename(tmp_path / "same.txt")
-    config = tiny.config(tmp_path, out=tmp_path / "elsewhere", steps=9, data=str(tmp_path / "same.txt"))
-    assert train(config, resume=True).step == 9
-
-
 # Refusals
 
 
@@ -306,44 +190,9 @@ def refusal(config: TrainConfig, resume: bool = False) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("n_layer", 2), ("n_head", 4), ("n_embd", 64), ("context", 8), ("dropout", 0.1), ("batch_size", 3)]
-    + [("accumulation", 2), ("lr", 2e-3), ("min_lr", 0.0), ("warmup_steps", 3), ("weight_decay", 0.0), ("beta1", 0.8)]
-    + [("beta2", 0.9), ("grad_clip", 2.0), ("seed", 2), ("val_fraction", 0.2), ("tokenizer", "gpt2")],
-)
-def test_a_resume_with_another_setting_is_refused(finished: Path, tmp_path: Path, name: str, value: object) -> None:
-    config = tiny.config(tmp_path, out=finished)
-    before = tiny.files(finished)
-    message = refusal(dataclasses.replace(config, **{name: value}), resume=True)
-    assert f"was started with --{name.replace('_', '-')} {getattr(config, name)}, found {value}" in message
-    assert tiny.files(finished) == before
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiny.config(tmp_path_factory.mktemp("finished"))).run.folder
-
-
-def test_every_setting_is_either_fixed_or_free() -> None:
-    """The list above and MAY_CHANGE together are all settings, so that a new one is thought about."""
-    [mark] = [m for m in test_a_resume_with_another_setting_is_refused.pytestmark if m.name == "parametrize"]
-    fixed = {name for name, _ in mark.args[1]}
-    assert fixed | settings.MAY_CHANGE == {field.name for field in dataclasses.fields(TrainConfig)}
-    assert not fixed & settings.MAY_CHANGE
-
-
-def test_a_resume_on_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
-    config = tiny.config(tmp_path, out=finished)
-    Path(config.data).write_text("x" + Path(config.data).read_text()[1:])
-    before = tiny.files(finished)
-    assert "was started on" in (message := refusal(config, resume=True)) and "give the same text" in message
-    assert tiny.files(finished) == before
-
-
-def test_resuming_nothing(tmp_path: Path) -> None:
-    assert "holds no run to resume" in refusal(tiny.config(tmp_path), resume=True)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_in_use_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -473,65 +322,3 @@ def test_what_is_named_when_only_the_sum_overflows(tmp_path: Path) -> None:
     assert finite.non_finite_of_step(t.model, 1.0, 1.0) is None
     assert finite.non_finite_of_step(t.model, math.inf, 1.0) == "the loss (inf)"
     assert finite.non_finite_of_step(t.model, 1.0, math.inf) == "the norm of all gradients together (inf)"
-
-
-# Settings
-
-
-def test_every_preset_loads_and_has_a_model() -> None:
-    assert {"demo", "shakespeare", "gpt2-124m"} <= set(preset_names())
-    for name in preset_names():
-        load_preset(name).model_config(257)
-    recipe = load_preset("shakespeare")
-    assert (recipe.n_layer, recipe.n_head, recipe.n_embd, recipe.context, recipe.batch_size) == (4, 4, 128, 64, 12)
-    assert (recipe.lr, recipe.min_lr, recipe.warmup_steps, recipe.beta2, recipe.steps) == (1e-3, 1e-4, 100, 0.99, 2000)
-    gpt2 = load_preset("gpt2-124m")
-    assert (gpt2.n_layer, gpt2.n_head, gpt2.n_embd, gpt2.context, gpt2.tokenizer) == (12, 12, 768, 1024, "gpt2")
-
-
-def test_a_preset_of_ones_own(tmp_path: Path) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text('out = "somewhere"\nlr = 1\nsteps = 3\n')
-    mine = load_preset(str(path))
-    assert mine == TrainConfig(out=Path("somewhere"), lr=1.0, steps=3) and isinstance(mine.lr, float)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("stps = 3", "has the unknown setting 'stps': expected some of data, out"),
-        ('steps = "3"', "sets steps to '3', expected an integer"),
-        ("steps = 3.5", "sets steps to 3.5, expected an integer"),
-        ("steps = true", "sets steps to True, expected an integer"),
-        ('lr = "fast"', "sets lr to 'fast', expected a number"),
-        ("data = 3", "sets data to 3, expected a string"),
-        ('tokenizer = "words"', "sets tokenizer to 'words', expected one of bytes, gpt2"),
-        ("steps = 0", "--steps is 0, expected at least 1"),
-        ("steps", "is not valid TOML"),
-    ],
-)
-def test_what_is_wrong_with_a_preset(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(UserError) as error:
-        load_preset(str(tmp_path / "mine.toml"))
-    assert words in str(error.value) and "\n" not in str(error.value)
-
-
-def test_unknown_presets_list_the_known() -> None:
-    with pytest.raises(UserError, match="unknown preset 'dem': expected one of demo, gpt2-124m, shakespeare, or"):
-        load_preset("dem")
-    with pytest.raises(UserError, match="cannot read the preset no.toml: No such file"):
-        load_preset("no.toml")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("steps", 0), ("batch_size", 0), ("accumulation", -1), ("context", 0), ("lr", 0.0), ("lr", math.nan)]
-    + [("lr", math.inf), ("min_lr", -1.0), ("min_lr", 1.0), ("warmup_steps", -1), ("weight_decay", -0.1)]
-    + [("beta1", 1.0), ("beta2", -0.1), ("grad_clip", 0.0), ("seed", -1), ("seed", 2**63), ("val_fraction", 0.0)]
-    + [("val_fraction", 1.0), ("eval_every", 0), ("eval_batches", 0), ("sample_every", -1), ("sample_tokens", 0)]
-    + [("log_every", 0), ("checkpoint_every", 0), ("keep", 0)],
-)
-def test_values_that_make_no_sense(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} is {value}, expected "):
-        TrainConfig(**{name: value})

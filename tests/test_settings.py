@@ -1,0 +1,70 @@
+"""Settings: presets, files of one's own, and values that make no sense."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gpt2c.errors import UserError
+from gpt2c.settings import TrainConfig, load_preset, preset_names
+
+
+def test_every_preset_loads_and_has_a_model() -> None:
+    assert {"demo", "shakespeare", "gpt2-124m"} <= set(preset_names())
+    for name in preset_names():
+        load_preset(name).model_config(257)
+    recipe = load_preset("shakespeare")
+    assert (recipe.n_layer, recipe.n_head, recipe.n_embd, recipe.context, recipe.batch_size) == (4, 4, 128, 64, 12)
+    assert (recipe.lr, recipe.min_lr, recipe.warmup_steps, recipe.beta2, recipe.steps) == (1e-3, 1e-4, 100, 0.99, 2000)
+    gpt2 = load_preset("gpt2-124m")
+    assert (gpt2.n_layer, gpt2.n_head, gpt2.n_embd, gpt2.context, gpt2.tokenizer) == (12, 12, 768, 1024, "gpt2")
+
+
+def test_a_preset_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('out = "somewhere"\nlr = 1\nsteps = 3\n')
+    mine = load_preset(str(path))
+    assert mine == TrainConfig(out=Path("somewhere"), lr=1.0, steps=3) and isinstance(mine.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stps = 3", "has the unknown setting 'stps': expected some of data, out"),
+        ('steps = "3"', "sets steps to '3', expected an integer"),
+        ("steps = 3.5", "sets steps to 3.5, expected an integer"),
+        ("steps = true", "sets steps to True, expected an integer"),
+        ('lr = "fast"', "sets lr to 'fast', expected a number"),
+        ("data = 3", "sets data to 3, expected a string"),
+        ('tokenizer = "words"', "sets tokenizer to 'words', expected one of bytes, gpt2"),
+        ("steps = 0", "--steps is 0, expected at least 1"),
+        ("steps", "is not valid TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_preset(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_preset(str(tmp_path / "mine.toml"))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_presets_list_the_known() -> None:
+    with pytest.raises(UserError, match="unknown preset 'dem': expected one of demo, gpt2-124m, shakespeare, or"):
+        load_preset("dem")
+    with pytest.raises(UserError, match="cannot read the preset no.toml: No such file"):
+        load_preset("no.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("batch_size", 0), ("accumulation", -1), ("context", 0), ("lr", 0.0), ("lr", math.nan)]
+    + [("lr", math.inf), ("min_lr", -1.0), ("min_lr", 1.0), ("warmup_steps", -1), ("weight_decay", -0.1)]
+    + [("beta1", 1.0), ("beta2", -0.1), ("grad_clip", 0.0), ("seed", -1), ("seed", 2**63), ("val_fraction", 0.0)]
+    + [("val_fraction", 1.0), ("eval_every", 0), ("eval_batches", 0), ("sample_every", -1), ("sample_tokens", 0)]
+    + [("log_every", 0), ("checkpoint_every", 0), ("keep", 0)],
+)
+def test_values_that_make_no_sense(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} is {value}, expected "):
+        TrainConfig(**{name: value})
