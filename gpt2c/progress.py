@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -22,7 +23,9 @@ class Progress:
         self._shown_step = start
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True)
+            # tqdm itself shows nothing on a terminal that has no size, as some containers' have none.
+            size = shutil.get_terminal_size()
+            self._bar = tqdm(initial=start, total=steps, unit="step", ncols=size.columns, nrows=size.lines)
 
     def __enter__(self) -> Progress:
         return self

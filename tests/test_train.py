@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import math
 import os
+import struct
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -171,12 +175,18 @@ def test_without_a_terminal_there_are_few_lines(monkeypatch: pytest.MonkeyPatch,
     assert "loss 1.000  100 tok/s" in lines[3] and lines[3].endswith(" s left")
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    with progress.Progress(2, 4) as shown:
-        time.sleep(0.15)  # tqdm redraws at most ten times a second
-        shown.update(3, 1.25, 1234.5)
-    bar = capsys.readouterr().err
+@pytest.mark.parametrize("rows_and_columns", [(24, 100), (0, 0)])
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, rows_and_columns: tuple[int, int]) -> None:
+    """A real pseudo-terminal; (0, 0) is one that has no size."""
+    main_end, user_end = os.openpty()
+    fcntl.ioctl(user_end, termios.TIOCSWINSZ, struct.pack("4H", *rows_and_columns, 0, 0))
+    with open(user_end, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress.Progress(2, 4) as shown:
+            time.sleep(0.15)  # tqdm redraws at most ten times a second
+            shown.update(3, 1.25, 1234.5)
+        bar = os.read(main_end, 10_000).decode()
+    os.close(main_end)
     assert "3/4" in bar and "loss 1.250, 1,234 tok/s" in bar and "<" in bar
 
 
