@@ -7,7 +7,7 @@ TEXT ?= embedded
 OUT ?= runs/demo
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test lint bench clean
@@ -50,7 +50,7 @@ clean:
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	@$(PIP) install --constraint constraints.txt '.[test]'
+	@$(PIP) install --constraint constraints.txt cmake pytest transformers
 	@touch $@
 
 .venv/installed-lint: .venv/created

@@ -3,7 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <array>
+#include <climits>
 #include <cstdint>
 #include <string>
 #include <tuple>
@@ -100,6 +105,15 @@ bool set_isa(const std::string& name) {
     return false;
 }
 
+// Makes malloc keep what is freed instead of giving it back to the system. False where malloc is not glibc's.
+bool keep_heap() {
+#ifdef __GLIBC__
+    return mallopt(M_MMAP_THRESHOLD, 1 << 30) && mallopt(M_TRIM_THRESHOLD, INT_MAX) && mallopt(M_TOP_PAD, 64 << 20);
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_ext, m) {
@@ -107,6 +121,7 @@ PYBIND11_MODULE(_ext, m) {
     m.def("available_isas", &available_isas);
     m.def("active_isa", [] { return std::string(active.name); });
     m.def("set_isa", &set_isa);
+    m.def("keep_heap", &keep_heap);
 #define GPT2C_BIND(name) bind(m, #name, &Kernels::name);
     GPT2C_KERNELS(GPT2C_BIND)
 #undef GPT2C_BIND

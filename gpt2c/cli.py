@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from gpt2c import _native
 from gpt2c.commands import Info, Sample, Train
 from gpt2c.errors import UserError
 from gpt2c.run import SETTINGS, read_settings
@@ -34,6 +35,8 @@ def main(args: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            if _native.FORCED_ISA_PROBLEM:
+                raise UserError(_native.FORCED_ISA_PROBLEM)
             return parse(sys.argv[1:] if args is None else list(args)).run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2c import checkpoint, ops
+from gpt2c import _native, checkpoint, ops
 from gpt2c.data import Batch, Dataset, load_dataset
 from gpt2c.errors import UserError
 from gpt2c.evaluate import sample_text, validation_loss
@@ -60,6 +60,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
     Raises:
         UserError: data, settings or folder cannot be used, or a loss, gradient or weight is not finite.
     """
+    _native.keep_heap()
     t = open_training(config, resume)
     stopped_by = None
     with stop_signal() as stop, Progress(t.step, config.steps) as progress:

@@ -10,10 +10,11 @@ import torch
 from gpt2c import _native
 
 
-def forced(isa: str) -> subprocess.CompletedProcess:
-    program = "from gpt2c import _native; print(_native.active_isa())"
+def forced(isa: str, *args: str) -> subprocess.CompletedProcess:
+    program = "import torch, gpt2c; gpt2c.ops.gelu(torch.ones(1)); print(gpt2c._native.active_isa())"
     environment = {**os.environ, "GPT2C_FORCE_ISA": isa}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    command = [sys.executable, *(args or ("-c", program))]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def test_best_isa_is_taken() -> None:
@@ -27,9 +28,11 @@ def test_forced_isa(isa: str) -> None:
 
 
 def test_unknown_isa() -> None:
-    done = forced("sse9")
-    assert done.returncode != 0
-    assert "GPT2C_FORCE_ISA: 'sse9' is not available on this machine, expected one of scalar" in done.stderr
+    problem = "GPT2C_FORCE_ISA: the ISA 'sse9' is not available on this machine, expected one of scalar, "
+    assert f"ValueError: {problem}" in forced("sse9").stderr
+    done = forced("sse9", "-c", "import sys; from gpt2c.cli import main; sys.exit(main(['info']))")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {problem}") and len(done.stderr.splitlines()) == 1
 
 
 def test_scalar_is_always_there() -> None:
