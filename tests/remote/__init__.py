@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,8 +25,11 @@ THREADS = 2
 def build(name: str, *options: str) -> Path:
     """The kernel server, built by CMake with `options` below build/; returns the program."""
     folder = ROOT / "build" / f"remote-{name}"
-    configure = ["cmake", "-S", ROOT, "-B", folder, "-DGPT2C_PYTHON=OFF", *options]
-    for command in (configure, ["cmake", "--build", folder, "--parallel", "2"]):
+    # The one that `make test` installs beside this Python, or the system's.
+    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert cmake, "cmake not found: install it (pip install cmake)"
+    configure = [cmake, "-S", ROOT, "-B", folder, "-DGPT2C_PYTHON=OFF", *options]
+    for command in (configure, [cmake, "--build", folder, "--parallel", "2"]):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout}"
     return folder / "kernel_server"
