@@ -4,7 +4,6 @@
 # make lint, make bench, make clean
 PYTHON ?= python3
 TEXT ?= embedded
-OUT ?= runs/demo
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -13,10 +12,8 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
-# A demo starts afresh: its last run makes room.
 demo: .venv/installed
-	@rm -rf "$(OUT)"
-	@$(BIN)/gpt2c train --preset demo --data "$(TEXT)" --out "$(OUT)"
+	@$(BIN)/gpt2c train --preset demo --data "$(TEXT)" --out "runs/demo-$$(date +%Y%m%d-%H%M%S)"
 
 test: .venv/installed-test
 	@$(BIN)/pytest

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import gpt2c
 from gpt2c import curve
@@ -58,6 +61,13 @@ class Run:
                 f"{recorded['settings'].get('data')}, found {data['tokens']} tokens in {config.data} that are not the "
                 "same: give the same text with --data"
             )
+        threads = recorded["threads"], torch.get_num_threads()
+        if threads[0] != threads[1]:
+            warnings.warn(
+                f"{config.out} was trained with {threads[0]} threads and goes on with {threads[1]}: torch's matrix "
+                "products may round differently, so it may end with other last digits than if it had never stopped",
+                stacklevel=2,
+            )
         return cls(config.out)
 
     def rewind(self, config: TrainConfig, data: Mapping[str, int], sizes: Mapping[str, int]) -> None:
@@ -96,7 +106,8 @@ class Run:
             file.write(text)
 
     def _write_settings(self, config: TrainConfig, data: Mapping[str, int]) -> None:
-        record = {"gpt2c": getattr(gpt2c, "__version__", None), "settings": config.to_dict(), "data": dict(data)}
+        settings = {"settings": config.to_dict(), "data": dict(data), "threads": torch.get_num_threads()}
+        record = {"gpt2c": getattr(gpt2c, "__version__", None), **settings}
         with writing(self.folder):
             write_atomically(self.folder / SETTINGS, (json.dumps(record, indent=2) + "\n").encode())
 
@@ -110,6 +121,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
         text = path.read_bytes()
     try:
         record = json.loads(text)
-        return {"settings": dict(record["settings"]), "data": dict(record["data"])}
+        return {name: kind(record[name]) for name, kind in {"settings": dict, "data": dict, "threads": int}.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: expected the settings of a gpt2c run") from error

@@ -2,7 +2,8 @@
 """Training steps of gpt2c beside those of a plain PyTorch model: the same weights, batches and hyperparameters.
 
 Each side runs in a process of its own, so that its peak memory is its own; the processes take turns step by step, so
-that both meet the same machine. PyTorch's side is tests/twin.py in eager mode, with torch's fused AdamW and its clipping.
+that both meet the same machine. PyTorch's side is tests/twin.py in eager mode, with torch's fused AdamW and its
+clipping; gpt2c's keeps its heap, as `gpt2c train` does.
 
     python python/bench_train.py --recipe 124m --data FILE
 """
@@ -23,7 +24,16 @@ from typing import Literal
 import torch
 import tyro
 
+import gpt2c
+from gpt2c import _native
+from gpt2c.data import load_dataset
+from gpt2c.evaluate import validation_loss
+from gpt2c.settings import TrainConfig
+from gpt2c.tokenizer import get_tokenizer
+from gpt2c.train import accumulate_gradients, learning_rate, make_optimizer, micro_batches
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from twin import Twin  # noqa: E402
 
 # fmt: off
 RECIPES = {
@@ -52,9 +62,7 @@ class Args:
     """Threads of each side."""
 
 
-def settings_of(args: Args):
-    from gpt2c.settings import TrainConfig
-
+def settings_of(args: Args) -> TrainConfig:
     n_layer, n_head, n_embd, context, batch, tokenizer, lr, min_lr, warmup, beta2 = RECIPES[args.recipe]
     return TrainConfig(
         data=args.data, tokenizer=tokenizer, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
@@ -67,11 +75,6 @@ class Side:
     """One side's model, optimizer and data."""
 
     def __init__(self, name: str, args: Args) -> None:
-        import gpt2c
-        from gpt2c.data import load_dataset
-        from gpt2c.tokenizer import get_tokenizer
-        from gpt2c.train import make_optimizer
-
         torch.set_num_threads(args.threads)
         self.name, self.config = name, settings_of(args)
         tokenizer = get_tokenizer(self.config.tokenizer)
@@ -79,19 +82,18 @@ class Side:
         torch.manual_seed(self.config.seed)
         self.model = gpt2c.GPT2(self.config.model_config(tokenizer.vocab_size))
         self.optimizer = make_optimizer(self.model, self.config)
-        if name == "torch":
-            from twin import Twin
-
+        if name == "gpt2c":
+            _native.keep_heap()
+        else:
             self.model = Twin.of(self.model)
             decays = [[p for p in self.model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
-            groups = [{"params": p, "weight_decay": d} for p, d in zip(decays, (self.config.weight_decay, 0.0))]
+            decay = (self.config.weight_decay, 0.0)
+            groups = [{"params": p, "weight_decay": d} for p, d in zip(decays, decay, strict=True)]
             betas = (self.config.beta1, self.config.beta2)
             self.optimizer = torch.optim.AdamW(groups, lr=self.config.lr, betas=betas, fused=True)
 
     def step(self, step: int) -> tuple[float, float]:
         """Loss and seconds of one optimizer step."""
-        from gpt2c.train import accumulate_gradients, learning_rate, micro_batches
-
         batches = micro_batches(self.dataset, step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
@@ -99,7 +101,7 @@ class Side:
         if self.name == "torch":
             ((idx, targets),) = batches
             self.optimizer.zero_grad()
-            loss = self.loss(idx, targets)
+            _, loss = self.model(idx, targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
             self.optimizer.step()
@@ -109,22 +111,16 @@ class Side:
             self.optimizer.step(grad_scale=min(1.0, self.config.grad_clip / (norm + 1e-6)))
         return value, time.perf_counter() - start
 
-    def loss(self, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.model(idx, targets)[1]
-
     def validation_loss(self) -> float:
-        from gpt2c.evaluate import validation_loss
-
         return validation_loss(self.model, self.dataset.val_batches(self.config.batch_size, self.config.context, 200))
 
 
 def serve(name: str, args: Args, pipe: Connection) -> None:
     side = Side(name, args)
-    idle_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pipe.send(sum(p.numel() for p in side.model.parameters()))
     while (request := pipe.recv()) is not None:
         pipe.send(side.step(request) if request else side.validation_loss())
-    pipe.send((idle_mb, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def main() -> None:
@@ -172,7 +168,7 @@ def report(args: Args, tokens: int, seconds: dict, losses: dict, memory: dict) -
     row("  slowest tenth", {n: statistics.quantiles(t, n=10)[-1] * 1e3 for n, t in warm.items()}, ".1f")
     row("tokens a second", {n: tokens / s for n, s in medians.items()}, ",.0f")
     row("seconds, all steps", {n: sum(t) for n, t in seconds.items()}, ".1f")
-    row("peak memory, MB", {n: m[1] for n, m in memory.items()}, ",.0f")
+    row("peak memory, MB", memory, ",.0f")
     row(f"validation loss, {args.steps}", losses, ".4f")
 
 

@@ -183,6 +183,14 @@ def test_a_resume_on_other_data_is_refused(finished: Path, tmp_path: Path) -> No
     assert tiny.files(finished) == before
 
 
+def test_a_resume_with_other_threads_is_told(tmp_path: Path) -> None:
+    train(tiny.config(tmp_path))
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    with pytest.warns(UserWarning, match=f"was trained with {before} threads and goes on with {before + 1}"):
+        train(tiny.config(tmp_path, steps=9), resume=True)
+
+
 def test_resuming_nothing(tmp_path: Path) -> None:
     assert "holds no run to resume" in refusal(tiny.config(tmp_path), resume=True)
     assert not (tmp_path / "run").exists()
