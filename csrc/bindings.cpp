@@ -108,7 +108,9 @@ bool set_isa(const std::string& name) {
 // Makes malloc keep what is freed instead of giving it back to the system. False where malloc is not glibc's.
 bool keep_heap() {
 #ifdef __GLIBC__
-    return mallopt(M_MMAP_THRESHOLD, 1 << 30) && mallopt(M_TRIM_THRESHOLD, INT_MAX) && mallopt(M_TOP_PAD, 64 << 20);
+    // Older versions refuse a threshold above 32 MB, but not to map nothing at all.
+    const bool heap_only = mallopt(M_MMAP_THRESHOLD, 1 << 30) || mallopt(M_MMAP_MAX, 0);
+    return heap_only && mallopt(M_TRIM_THRESHOLD, INT_MAX) && mallopt(M_TOP_PAD, 64 << 20);
 #else
     return false;
 #endif

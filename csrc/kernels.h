@@ -24,6 +24,7 @@ struct Strides {
 };
 
 // What forward and backward of attention share. Query i sees key j iff not causal or j <= i + Tk - Tq.
+// Hidden keys and values must be finite: a probability of 0 times a nan is a nan.
 struct AttentionShape {
     DType dtype;
     int64_t B, H, Tq, Tk, D;  // D <= 256
@@ -90,11 +91,13 @@ using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const void
 // ---- adamw: one pass over lists of `n_tensors` tensors of sizes[i] elements, updating params (dtype), m and v (fp32)
 // in place:  g = grad_scale * grad;  m += (1 - beta1)(g - m);  v += (1 - beta2)(g^2 - v);
 // param = param * (1 - lr * weight_decay) - lr / bias1 * m / (sqrt(v / bias2) + eps), bias_i = 1 - beta_i^step.
+// Constants are combined in fp64: 1 - beta2 taken in fp32 would be off by 1e-5 of itself at 0.999.
 using adamw_t = void(DType dtype, void* const* params, const void* const* grads, void* const* m, void* const* v,
-                     const int64_t* sizes, int64_t n_tensors, float lr, float beta1, float beta2, float eps,
-                     float weight_decay, float bias1, float bias2, float grad_scale, int threads);
+                     const int64_t* sizes, int64_t n_tensors, double lr, double beta1, double beta2, double eps,
+                     double weight_decay, double bias1, double bias2, double grad_scale, int threads);
 
-// ---- grad_norm: norm (1) fp32 = sqrt(sum of squares of all elements of all tensors), summed in fp64.
+// ---- grad_norm: norm (1) fp32 = sqrt(sum of squares of all elements of all tensors); squares and runs of
+// 1024 of them are summed in fp32, the runs in fp64.
 using grad_norm_t = void(DType dtype, const void* const* grads, const int64_t* sizes, int64_t n_tensors, float* norm,
                          int threads);
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 try:
-    from gpt2c import _ext
-except ImportError as error:
+    import gpt2c._ext as _ext
+except ModuleNotFoundError as error:
     raise ImportError(
         "gpt2c's compiled extension is missing: install the package with `pip install .`, and run Python outside of its"
         " source folder"
@@ -63,11 +63,13 @@ def call(kernel: str, *args: object) -> int | None:
 
 def count_targets(targets: Tensor, V: int, ignore_index: int) -> int:
     """The kernel cross_entropy_count, the only one that needs no threads."""
-    return _ext.cross_entropy_count(targets.data_ptr(), targets.numel(), V, ignore_index)
+    return _ext.cross_entropy_count(_lower(targets), targets.numel(), V, ignore_index)
 
 
 def _lower(arg: object) -> object:
     if isinstance(arg, Tensor):
+        if arg.numel() and not arg.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(arg.shape)} has no memory, its storage has been freed")
         return arg.data_ptr()
     if arg is None:
         return 0

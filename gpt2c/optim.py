@@ -27,12 +27,16 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"AdamW: {name} is {value}, expected 0 or more")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"AdamW: betas are {betas}, expected both in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: dict) -> None:
+        settings = {**self.defaults, **param_group}
+        for name in ("lr", "eps", "weight_decay"):
+            if not settings[name] >= 0:
+                raise ValueError(f"AdamW: {name} is {settings[name]}, expected 0 or more")
+        if not all(0 <= beta < 1 for beta in settings["betas"]):
+            raise ValueError(f"AdamW: betas are {settings['betas']}, expected both in [0, 1)")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None, *, grad_scale: float = 1.0) -> Tensor | None:
@@ -51,6 +55,8 @@ class AdamW(torch.optim.Optimizer):
                     params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
                     step, group["lr"], *group["betas"], group["eps"], group["weight_decay"], grad_scale,
                 )  # fmt: skip
+                for state in states:
+                    state["step"] += 1
         return loss
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -62,10 +68,12 @@ class AdamW(torch.optim.Optimizer):
         for p, i in zip(params, indices, strict=True):
             for name in ("exp_avg", "exp_avg_sq"):
                 if i in saved:
-                    self.state[p][name] = saved[i][name].to(p.device, torch.float32).clone()
+                    self.state[p][name] = (
+                        saved[i][name].to(p.device, torch.float32).clone(memory_format=torch.contiguous_format)
+                    )
 
     def _by_dtype_and_step(self, params: list[Tensor]) -> dict[tuple[torch.dtype, int], list[Tensor]]:
-        """The parameters to update, by what one kernel call can take; their step counts are advanced."""
+        """The parameters to update, by what one kernel call can take: their dtype and the number of their step."""
         lists: dict[tuple[torch.dtype, int], list[Tensor]] = {}
         for p in params:
             if p.grad is None:
@@ -75,6 +83,5 @@ class AdamW(torch.optim.Optimizer):
                 state["step"] = torch.zeros(())
                 state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
                 state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-            state["step"] += 1
-            lists.setdefault((p.dtype, int(state["step"])), []).append(p)
+            lists.setdefault((p.dtype, int(state["step"]) + 1), []).append(p)
         return lists

@@ -63,7 +63,11 @@ def test_step_and_scale(backend: str, step: int, grad_scale: float) -> None:
     check(state((100,)), step=step, grad_scale=grad_scale)
 
 
-@pytest.mark.parametrize("changes", [{"weight_decay": 0.0}, {"lr": 0.0}, {"eps": 1.0}, {"beta1": 0.0, "beta2": 0.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"weight_decay": 0.0}, {"lr": 0.0}, {"eps": 1.0}, {"beta1": 0.0, "beta2": 0.0}, {"beta2": 0.999}]
+    + [{"beta2": 0.9999}, {"beta1": 0.999, "beta2": 1 - 1e-8}],
+)
 def test_settings(backend: str, changes: dict[str, float]) -> None:
     check(state((100,)), **changes)
 
@@ -138,8 +142,8 @@ def test_optimizer_is_torchs(backend: str) -> None:
         [{"params": [p[0]], "weight_decay": 0.1}, {"params": [p[1]], "weight_decay": 0.0, "lr": 1e-2}]
         for p in (ours, theirs)
     ]
-    train(gpt2c.AdamW(groups[0], lr=1e-3, betas=(0.9, 0.95)), ours, 20)
-    train(torch.optim.AdamW(groups[1], lr=1e-3, betas=(0.9, 0.95)), theirs, 20)
+    train(gpt2c.AdamW(groups[0]), ours, 20)
+    train(torch.optim.AdamW(groups[1]), theirs, 20)
     for a, b in zip(ours, theirs, strict=True):
         # 20 steps of 1e-3 or 1e-2, each right to a few roundings.
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)
@@ -189,6 +193,21 @@ def test_optimizer_closure_and_grad_scale() -> None:
     b.grad = torch.ones(3)
     gpt2c.AdamW([b]).step()
     assert torch.equal(a, b)
+
+
+def test_a_refused_step_changes_nothing() -> None:
+    a, b = torch.ones(3), torch.ones(8)[::2]
+    optimizer = gpt2c.AdamW([a, b])
+    for p in (a, b):
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"params\[1\] has strides \(2,\)"):
+        optimizer.step()
+    assert torch.equal(a, torch.ones(3)) and optimizer.state[a]["step"] == 0
+
+
+def test_group_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="AdamW: lr is -1, expected 0 or more"):
+        gpt2c.AdamW([{"params": [torch.ones(1)], "lr": -1}])
 
 
 @pytest.mark.parametrize(

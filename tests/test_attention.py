@@ -209,11 +209,31 @@ def test_deterministic(backend: str, dropout_p: float) -> None:
 
 
 def test_padding_does_not_matter(backend: str) -> None:
-    # Causal: what comes after a query, however large, has no influence on it.
+    # Causal: what comes after a query, however large (but finite), has no influence on it.
     q, k, v = qkv(1, 2, 70, 70, 8).values()
     expected = ops.attention(q, k, v, causal=True)[:, :, :50]
     k[:, :, 50:], v[:, :, 50:] = 1e15, -1e15
     assert torch.equal(ops.attention(q, k, v, causal=True)[:, :, :50], expected)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_non_finite_is_seen(backend: str, bad: float) -> None:
+    given = qkv(1, 2, 50, 70, 8)
+    for name, at in (("q", 3), ("k", 60), ("v", 60)):
+        changed = given[name].clone()
+        changed[0, 1, at, 5] = bad
+        o = ops.attention(**{**given, name: changed})
+        rows = o[0, 1, 3] if name == "q" else o[0, 1]
+        column = rows[..., 5] if name == "v" else rows  # of v only that column, of k and q all
+        assert not torch.isfinite(column).any() or (name == "k" and bad == torch.inf), name
+        assert torch.isfinite(o[0, 0]).all()
+
+
+def test_output_can_be_changed_in_place(backend: str) -> None:
+    q, k, v = (t.requires_grad_() for t in qkv(1, 2, 5, 6, 4).values())
+    o = ops.attention(q, k, v) * 1
+    o.mul_(2)
+    assert not ops.attention(q, k, v)._is_view()
 
 
 def test_one_query_at_a_time(backend: str) -> None:
@@ -258,11 +278,13 @@ def ones(*shape: int, **settings: object) -> Tensor:
         ({"k": ones(2, 2, 5, 8, device="meta")}, ValueError, "attention: k is on meta, expected cpu"),
         ({n: ones(1, 1, 2, 257) for n in "qkv"}, ValueError, "the head dimension of q is 257, expected 1 to 256"),
         ({n: ones(1, 1, 2, 0) for n in "qkv"}, ValueError, "the head dimension of q is 0, expected 1 to 256"),
+        ({"q": torch.tensor(1.0)}, ValueError, r"q has shape \(\), expected \(B, H, Tq, D\)"),
+        ({"q": ones(2, 2, 5, 8).to_mkldnn()}, TypeError, "q has the layout torch._mkldnn, expected torch.strided"),
         ({"dropout_p": 1.0, "seed": SEED}, ValueError, r"dropout_p is 1.0, expected \[0, 1\)"),
         ({"dropout_p": -0.1}, ValueError, r"dropout_p is -0.1, expected \[0, 1\)"),
         ({"dropout_p": 0.1}, ValueError, "dropout_p is 0.1 but seed is None"),
-        ({"dropout_p": 0.1, "seed": ones(1)}, ValueError, "seed is torch.float32"),
-        ({"dropout_p": 0.1, "seed": SEED.repeat(2)}, ValueError, r"seed is torch.int64 of shape \(2,\)"),
+        ({"dropout_p": 0.1, "seed": ones(1)}, TypeError, "seed has dtype torch.float32"),
+        ({"dropout_p": 0.1, "seed": SEED.repeat(2)}, ValueError, r"seed has shape \(2,\), expected one element"),
     ],
 )
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:

@@ -83,6 +83,21 @@ def test_empty(backend: str) -> None:
     assert ops.cross_entropy(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)).isnan()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_non_finite_is_seen(backend: str, bad: float) -> None:
+    for at in (0, 20, 32):
+        logits = randn(3, 33)
+        logits[1, at] = bad
+        assert ops.cross_entropy(logits, torch.tensor([1, 2, 3])).isnan()
+
+
+def test_minus_infinity_is_an_impossible_class(backend: str) -> None:
+    logits = randn(2, 33)
+    logits[:, 5] = -torch.inf
+    check(logits, torch.tensor([1, 2]))
+    assert ops.cross_entropy(logits, torch.tensor([1, 5])).isposinf()
+
+
 def test_ignore_index(backend: str) -> None:
     targets = targets_for(9, 20, ignored=False)
     check(randn(9, 20), targets, ignore_index=int(targets[0]))
@@ -134,7 +149,7 @@ def test_opcheck(backend: str) -> None:
     [
         (torch.ones(2, 3, 4), torch.zeros(2).long(), ValueError, r"logits has shape \(2, 3, 4\), expected \(N, V\)"),
         (torch.ones(2, 3), torch.zeros(3).long(), ValueError, r"targets has shape \(3,\), expected \(2,\)"),
-        (torch.ones(2, 3), torch.zeros(2), TypeError, "targets are torch.float32 on cpu, expected torch.int64 on cpu"),
+        (torch.ones(2, 3), torch.zeros(2), TypeError, "targets has dtype torch.float32 and layout torch.st"),
         (torch.ones(2, 3), torch.tensor([0, 3]), IndexError, r"targets\[1\] is 3, expected \[0, 3\) or ignore_index"),
         (torch.ones(2, 3), torch.tensor([-1, 0]), IndexError, r"targets\[0\] is -1"),
         (torch.ones(2, 3).double(), torch.tensor([0, 0]), TypeError, "logits has dtype torch.float64"),

@@ -63,6 +63,27 @@ def test_vocab_size(backend: str) -> None:
         ops.embedding(torch.tensor([[20]]), wte, wpe, vocab_size=20)
 
 
+def test_weights_may_change_before_the_backward(backend: str) -> None:
+    wte, wpe = randn(5, 4).requires_grad_(), randn(3, 4)
+    x = ops.embedding(torch.tensor([[1, 2]]), wte, wpe)
+    with torch.no_grad():
+        wte.zero_()
+    (dwte,) = torch.autograd.grad(x.sum(), wte)
+    assert dwte.sum() == 8
+
+
+def test_bad_ids_in_the_backward(backend: str) -> None:
+    with pytest.raises(IndexError, match=r"embedding_backward: idx\[0, 1\] is out of range"):
+        backward(randn(1, 2, 4), torch.tensor([[0, 9]]), 9, 5, 0)
+
+
+def test_nan_is_seen(backend: str) -> None:
+    wte = randn(5, 9)
+    wte[2, 8] = torch.nan
+    x = ops.embedding(torch.tensor([[1, 2]]), wte, randn(3, 9))
+    assert x.isnan().nonzero().tolist() == [[0, 1, 8]]
+
+
 def test_non_contiguous(backend: str) -> None:
     idx = torch.randint(0, 20, (7, 6)).T[:, ::2]
     assert not idx.is_contiguous()
@@ -91,7 +112,7 @@ def test_deterministic(backend: str) -> None:
 
 def test_opcheck(backend: str) -> None:
     idx, wte, wpe = torch.randint(0, 9, (2, 3)), randn(9, 4), randn(5, 4)
-    opcheck(backward, randn(2, 3, 4), idx, wte, wpe, 1)
+    opcheck(backward, randn(2, 3, 4), idx, 9, 5, 1)
     for grad in (False, True):
         opcheck(forward, idx, wte.requires_grad_(grad), wpe.requires_grad_(grad), 1, 9)
 
@@ -102,8 +123,13 @@ def test_opcheck(backend: str) -> None:
         ({"idx": torch.tensor([[0, 9]])}, IndexError, r"idx\[0, 1\] is 9, expected ids in \[0, 9\)"),
         ({"idx": torch.tensor([[0], [-1]])}, IndexError, r"idx\[1, 0\] is -1, expected ids in \[0, 9\)"),
         ({"idx": torch.zeros(3).long()}, ValueError, r"idx has shape \(3,\), expected \(B, T\)"),
-        ({"idx": torch.zeros(1, 3)}, TypeError, "idx is torch.float32 on cpu, expected torch.int64 on cpu"),
+        (
+            {"idx": torch.zeros(1, 3)},
+            TypeError,
+            "idx has dtype torch.float32 and layout torch.strided on cpu, expected torch.int64",
+        ),
         ({"idx": torch.zeros(1, 6).long()}, IndexError, r"positions 0 to 5, expected them in \[0, 5\)"),
+        ({"wte": torch.tensor(1.0)}, ValueError, r"wte has shape \(\), expected \(V, C\)"),
         ({"start": 3}, IndexError, r"positions 3 to 5, expected them in \[0, 5\)"),
         ({"start": -1}, IndexError, r"positions -1 to 1, expected them in \[0, 5\)"),
         ({"wpe": torch.ones(5, 3)}, ValueError, r"wpe has shape \(5, 3\), expected \(5, 4\)"),

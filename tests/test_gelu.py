@@ -77,6 +77,14 @@ def test_extremes(backend: str, form: str) -> None:
     assert y[2].abs() < 1e-36 and y[5].isnan()
 
 
+def test_far_out_slopes(backend: str) -> None:
+    x = torch.cat([s * torch.logspace(1.5, 18, 50) for s in (1.0, -1.0)]).requires_grad_()
+    for form in FORMS:
+        y = ops.gelu(x, form)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert torch.allclose(y, x.relu(), rtol=0, atol=1e-30) and torch.allclose(dx, (x > 0).float(), atol=1e-30)
+
+
 def test_non_contiguous(backend: str) -> None:
     check("tanh", strided(randn(4, 5, 33)))
     check("tanh", strided(randn(4, 5, 33)), strided(randn(33)))

@@ -73,6 +73,34 @@ def test_equal_values(backend: str, value: float) -> None:
     assert (y - given["bias"]).abs().max() <= ulp * given["weight"].abs().max() + 1e-7
 
 
+@pytest.mark.parametrize("C", [768, 1600, 4096])
+def test_equal_large_values(backend: str, C: int) -> None:
+    # Rounding may make the variance negative by more than eps here: 0 then, not nan.
+    x = torch.logspace(3, 7, 40).round()[:, None].expand(40, C)
+    y = ops.layernorm(x, torch.ones(C), torch.zeros(C))
+    assert not y.isnan().any()
+    # The mean is right to an ulp of the value, which rstd = 1 / sqrt(eps) = 316 multiplies.
+    assert (y.abs() <= x * 2**-22 * 316).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_non_finite_is_seen(backend: str, bad: float) -> None:
+    for at in (0, 20, 32):
+        x, weight, bias = inputs(3, 33).values()
+        x[1, at] = bad
+        y = ops.layernorm(x, weight, bias)
+        assert y[1].isnan().any() and not y[0].isnan().any() and not y[2].isnan().any()
+
+
+def test_bf16_rounding(backend: str) -> None:
+    # h = x + residual is exact in fp32 up to one rounding, then rounded to bf16 to nearest, ties to even.
+    x = torch.cat([torch.tensor([1.0, 1.0078125, torch.nan, torch.inf, 3.3895e38]), randn(5000)]).bfloat16()
+    residual = torch.cat([torch.tensor([2.0**-8, 2.0**-8, 1.0, 1.0, 3e38]), randn(5000, scale=1e-2)]).bfloat16()
+    h, _ = ops.residual_layernorm(x, residual, x.new_ones(5005), x.new_zeros(5005))
+    expected = (x.float() + residual.float()).bfloat16()
+    assert torch.equal(h.isnan(), expected.isnan()) and torch.equal(h.nan_to_num(), expected.nan_to_num())
+
+
 def test_non_contiguous(backend: str) -> None:
     given = {name: strided(t) for name, t in fused_inputs(4, 5, 33).items()}
     assert not given["x"].is_contiguous() and not given["weight"].is_contiguous()
@@ -142,6 +170,7 @@ def test_opcheck(backend: str) -> None:
             TypeError,
             "weight has dtype torch.float32, expected torch.bfl",
         ),
+        ({"eps": -1.0}, ValueError, "layernorm: eps is -1.0, expected 0 or more"),
         ({"x": torch.tensor(1.0)}, ValueError, r"layernorm: x has shape \(\), expected"),
         ({"weight": torch.ones(8, device="meta")}, ValueError, "weight is on meta, expected cpu"),
         ({"residual": torch.ones(2, 8)}, ValueError, r"residual has shape \(2, 8\), expected \(3, 8\)"),

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import gpt2c
 from gpt2c import _native
 
 
@@ -45,3 +46,32 @@ def test_sanitizer_sees_an_overrun(backend: str) -> None:
     x = torch.ones(8)
     with pytest.raises(AssertionError, match="AddressSanitizer"):
         _native.call("gelu_forward", x.dtype, x, None, torch.empty(7), 1, 8, False)
+
+
+def test_freed_storage_is_refused() -> None:
+    x = torch.ones(1000)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"a tensor of shape \(1000,\) has no memory, its storage has been freed"):
+        gpt2c.ops.gelu(x)
+
+
+def test_no_memory_is_an_error_that_can_be_survived() -> None:
+    # One too large scratch buffer, asked for inside a parallel region.
+    program = """
+import resource, torch, gpt2c
+q = torch.ones(1, 4, 4, 256)
+k = torch.ones(1, 4, 100_000, 256)
+o, lse = torch.ops.gpt2c.attention_forward(q, k, k, False, 1.0, 0.0, None)
+room = 2 * k.nbytes + 50_000_000  # for dk and dv, but not for their sums in scratch memory
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + room, resource.RLIM_INFINITY))
+try:
+    torch.ops.gpt2c.attention_backward(o, q, k, k, o, lse, False, 1.0, 0.0, None)
+except MemoryError:
+    print("caught")
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+gpt2c.ops.gelu(torch.ones(100_000))
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["caught", "alive"]), done.stderr

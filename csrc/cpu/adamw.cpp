@@ -30,10 +30,12 @@ Chunk find_chunk(const int64_t* sizes, int64_t index) {
 }  // namespace
 
 void adamw(DType dtype, void* const* params, const void* const* grads, void* const* m, void* const* v,
-           const int64_t* sizes, int64_t n_tensors, float lr, float beta1, float beta2, float eps, float weight_decay,
-           float bias1, float bias2, float grad_scale, int threads) {
-    const float decay = 1.0f - lr * weight_decay, step = lr / bias1;
-    const float inv_sqrt_bias2 = 1.0f / __builtin_sqrtf(bias2);
+           const int64_t* sizes, int64_t n_tensors, double lr, double beta1, double beta2, double eps,
+           double weight_decay, double bias1, double bias2, double grad_scale, int threads) {
+    const float decay = static_cast<float>(1 - lr * weight_decay), step = static_cast<float>(lr / bias1);
+    const float rate1 = static_cast<float>(1 - beta1), rate2 = static_cast<float>(1 - beta2);
+    const float inv_sqrt_bias2 = static_cast<float>(1 / __builtin_sqrt(bias2));
+    const float eps_ = static_cast<float>(eps), scale = static_cast<float>(grad_scale);
     dispatch(dtype, [&](auto t) {
         using T = decltype(t);
         parallel_for(count_chunks(sizes, n_tensors), threads, [&](int64_t task) {
@@ -43,13 +45,13 @@ void adamw(DType dtype, void* const* params, const void* const* grads, void* con
             float* m_ = static_cast<float*>(m[chunk.tensor]) + chunk.start;
             float* v_ = static_cast<float*>(v[chunk.tensor]) + chunk.start;
             for_lanes(chunk.size, [&](int64_t i, auto lanes) {
-                const vf g = lanes.get(grad + i) * grad_scale;
+                const vf g = lanes.get(grad + i) * scale;
                 const vf m0 = lanes.get(m_ + i), v0 = lanes.get(v_ + i);
-                const vf m1 = m0 + (g - m0) * (1.0f - beta1);
-                const vf v1 = v0 + (g * g - v0) * (1.0f - beta2);
+                const vf m1 = m0 + (g - m0) * rate1;
+                const vf v1 = v0 + (g * g - v0) * rate2;
                 lanes.put(m_ + i, m1);
                 lanes.put(v_ + i, v1);
-                lanes.put(param + i, lanes.get(param + i) * decay - m1 * step / (sqrt(v1) * inv_sqrt_bias2 + eps));
+                lanes.put(param + i, lanes.get(param + i) * decay - m1 * step / (sqrt(v1) * inv_sqrt_bias2 + eps_));
             });
         });
     });

@@ -11,8 +11,14 @@ struct Tanh {
     static constexpr float kCubic = 0.044715f;
 
     GPT2C_INLINE vf sigmoid(vf x) { return 1.0f / (exp(x * (x * x * kCubic + 1.0f) * -kTwoSqrt2OverPi) + 1.0f); }
-    GPT2C_INLINE vf value(vf x) { return x * sigmoid(x); }
+    // From -20 down the result is below 1e-37 and from 20 up the slope is 1; further out, powers of x would overflow.
+    GPT2C_INLINE vf value(vf x) {
+        x = x < -20.0f ? broadcast(-20.0f) : x;
+        return x * sigmoid(x);
+    }
     GPT2C_INLINE vf slope(vf x) {
+        x = x < -20.0f ? broadcast(-20.0f) : x;
+        x = x > 20.0f ? broadcast(20.0f) : x;
         const vf s = sigmoid(x);
         return s + x * s * (1.0f - s) * (x * x * (3.0f * kCubic) + 1.0f) * kTwoSqrt2OverPi;
     }

@@ -22,7 +22,8 @@ Moments moments(const T* x, int64_t C) {
         squares += d * d;
     });
     const float error = sum(centred) / size;
-    return {mean + error, sum(squares) / size - error * error};
+    const float variance = sum(squares) / size - error * error;
+    return {mean + error, variance < 0 ? 0 : variance};  // below 0 by rounding only; nan stays nan
 }
 
 template <class T>

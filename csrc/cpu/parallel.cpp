@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -19,9 +20,15 @@ struct Job {
     void (*task)(void*, int64_t);
     void* context;
     std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr failure;  // the first one, of any thread: none may leave a parallel region
 
     void work() {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) task(context, i);
+        try {
+            for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n && !failed;) task(context, i);
+        } catch (...) {
+            if (!failed.exchange(true)) failure = std::current_exception();
+        }
     }
 };
 
@@ -112,16 +119,18 @@ struct Buffer {
 }  // namespace
 
 void parallel_run(int64_t n, int threads, void (*task)(void*, int64_t), void* context) {
-    Job job{n, task, context};
+    Job job{n, task, context, {}, {}, {}};
     if (threads > n) threads = static_cast<int>(n);
-    if (threads <= 1) return job.work();
     static gomp_parallel_t* const openmp = find_openmp();
-    if (openmp) {
+    if (threads <= 1) {
+        job.work();
+    } else if (openmp) {
         openmp([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(threads), 0);
     } else {
         static Pool pool;
         pool.run(job, threads - 1);
     }
+    if (job.failed) std::rethrow_exception(job.failure);
 }
 
 float* scratch(Slot slot, int64_t floats) {

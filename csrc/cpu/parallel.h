@@ -7,6 +7,7 @@
 namespace gpt2c {
 
 // Calls task(context, i) once for each i in [0, n), on at most `threads` threads, and returns when all are done.
+// Rethrows what a task throws (std::bad_alloc from scratch), after all threads have stopped.
 void parallel_run(int64_t n, int threads, void (*task)(void* context, int64_t i), void* context);
 
 // A buffer of at least `floats` fp32 elements, 64-byte aligned, of the calling thread's own, kept until it exits.

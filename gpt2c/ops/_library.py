@@ -74,11 +74,22 @@ def check_tensors(op: str, dtype: torch.dtype | None = None, **tensors: Tensor) 
         raise TypeError(f"{op}: {first_name} has dtype {first.dtype}, expected torch.float32 or torch.bfloat16")
     expected = dtype or first.dtype
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{op}: {name} has the layout {tensor.layout}, expected torch.strided")
         if tensor.device != first.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {first.device}, where {first_name} is")
         if tensor.dtype != expected:
             like = f" like {first_name}" if dtype is None else ""
             raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected {expected}{like}")
+
+
+def check_integers(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    """`tensor` holds int64 on the device of `like`."""
+    if tensor.dtype != torch.int64 or tensor.layout is not torch.strided or tensor.device != like.device:
+        raise TypeError(
+            f"{op}: {name} has dtype {tensor.dtype} and layout {tensor.layout} on {tensor.device}, expected torch.int64"
+            f" and torch.strided on {like.device}"
+        )
 
 
 def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

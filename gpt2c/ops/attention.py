@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops._library import check_dims, check_integers, check_shape, check_tensors, define
 from gpt2c.ops.philox import philox_reference
 
 MAX_HEAD_DIM = 256
@@ -65,18 +65,16 @@ def attention(
 
     q (B, H, Tq, D); k, v (B, H, Tk, D), D <= 256, fp32 or bf16, any strides (used where they lie if the last
     dimension is dense). causal: query i sees key j iff j <= i + Tk - Tq, so the last query sees every key; a query
-    that sees none gives zeros. scale: 1 / sqrt(D) for None. dropout_p in [0, 1): probability of dropping an entry;
-    the mask is a function of `seed` (int64, one element, needed when dropout_p > 0) and the entry's position alone.
-    Returns o (B, H, Tq, D), laid out in memory as (B, Tq, H, D). Raises ValueError or TypeError where shapes, dtypes,
-    devices or values differ from that.
+    that sees none gives zeros; what is hidden must be finite. scale: 1 / sqrt(D) for None. dropout_p in [0, 1):
+    probability of dropping an entry; the mask is a function of `seed` (int64, one element, needed when dropout_p > 0)
+    and the entry's position alone. Returns o (B, H, Tq, D), laid out in memory as (B, Tq, H, D). Raises ValueError or
+    TypeError where shapes, dtypes, devices or values differ from that.
     """
-    if scale is None:
-        scale = 1 / math.sqrt(max(q.shape[-1], 1))
     return _forward(q, k, v, causal, scale, dropout_p, seed if dropout_p > 0 else None)[0]
 
 
 def _check_forward(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None,
     op: str = "attention",
 ) -> None:  # fmt: skip
     check_dims(op, "q", q, "B H Tq D")
@@ -91,11 +89,10 @@ def _check_forward(
         raise ValueError(f"{op}: dropout_p is {dropout_p}, expected [0, 1)")
     if dropout_p > 0 and seed is None:
         raise ValueError(f"{op}: dropout_p is {dropout_p} but seed is None, expected an int64 tensor of one element")
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != q.device):
-        raise ValueError(
-            f"{op}: seed is {seed.dtype} of shape {tuple(seed.shape)} on {seed.device},"
-            f" expected torch.int64 of one element on {q.device}"
-        )
+    if seed is not None:
+        check_integers(op, "seed", seed, q)
+        if seed.numel() != 1:
+            raise ValueError(f"{op}: seed has shape {tuple(seed.shape)}, expected one element")
 
 
 def _dropout_constants(dropout_p: float) -> tuple[int, float]:
@@ -103,8 +100,9 @@ def _dropout_constants(dropout_p: float) -> tuple[int, float]:
     return min(round(dropout_p * 2**32), 2**32 - 1), 1 / (1 - dropout_p)
 
 
-def _shape(q: Tensor, k: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None) -> tuple:
+def _shape(q: Tensor, k: Tensor, causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None) -> tuple:
     B, H, Tq, D = q.shape
+    scale = 1 / math.sqrt(D) if scale is None else scale
     return (q.dtype, B, H, Tq, k.shape[2], D, causal, scale, seed, *_dropout_constants(dropout_p))
 
 
@@ -118,12 +116,11 @@ def _strides(*tensors: Tensor) -> list[tuple[int, ...]]:
 
 def _empty_heads(like: Tensor) -> Tensor:
     """An empty tensor of the shape (B, H, T, D), laid out as (B, T, H, D), which the next layer reads as (B, T, C)."""
-    B, H, T, D = like.shape
-    return like.new_empty(B, T, H, D).transpose(1, 2)
+    return torch.empty_permuted(like.shape, (0, 2, 1, 3), dtype=like.dtype, device=like.device)
 
 
 def _run_forward(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     q, k, v = _dense_rows(q, k, v)
     o, lse = _fake_forward(q, k, v, causal, scale, dropout_p, seed)
@@ -133,14 +130,14 @@ def _run_forward(
 
 
 def _fake_forward(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, seed: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return _empty_heads(q), torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
 
 
 def _check_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
-    causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+    causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None,
 ) -> None:  # fmt: skip
     op = "attention_backward"
     _check_forward(q, k, v, causal, scale, dropout_p, seed, op)
@@ -153,7 +150,7 @@ def _check_backward(
 
 def _run_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
-    causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+    causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     do, q, k, v, o = _dense_rows(do, q, k, v, o)
     grads = _fake_backward(do, q, k, v, o, lse, causal, scale, dropout_p, seed)
@@ -166,7 +163,7 @@ def _run_backward(
 
 def _fake_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
-    causal: bool, scale: float, dropout_p: float, seed: Tensor | None,
+    causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _empty_heads(q), _empty_heads(k), _empty_heads(v)
 
@@ -187,7 +184,7 @@ class _Attention(torch.autograd.Function):
 
 
 _forward = define(
-    "attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float scale, float dropout_p, Tensor? seed)"
+    "attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float? scale, float dropout_p, Tensor? seed)"
     " -> (Tensor o, Tensor lse)",
     _check_forward,
     _run_forward,
@@ -195,7 +192,7 @@ _forward = define(
     _Attention,
 )
 _backward = define(
-    "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float scale,"
+    "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float? scale,"
     " float dropout_p, Tensor? seed) -> (Tensor dq, Tensor dk, Tensor dv)",
     _check_backward,
     _run_backward,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops._library import check_dims, check_integers, check_shape, check_tensors, define
 
 
 def cross_entropy_reference(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
@@ -42,8 +42,7 @@ def count_targets(op: str, targets: Tensor, V: int, ignore_index: int) -> int:
 
 def check_targets(op: str, targets: Tensor, like: Tensor, N: int) -> None:
     check_shape(op, "targets", targets, (N,))
-    if targets.dtype != torch.int64 or targets.device != like.device:
-        raise TypeError(f"{op}: targets are {targets.dtype} on {targets.device}, expected torch.int64 on {like.device}")
+    check_integers(op, "targets", targets, like)
 
 
 def _check_forward(logits: Tensor, targets: Tensor, ignore_index: int, op: str = "cross_entropy") -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops._library import check_dims, check_integers, check_shape, check_tensors, define
 
 
 def embedding_reference(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None) -> Tensor:
@@ -27,31 +27,24 @@ def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size:
     it is for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C). Raises IndexError for an
     id or a position out of range, ValueError or TypeError for a wrong shape, dtype or device.
     """
-    return _forward(idx, wte, wpe, start, wte.shape[0] if vocab_size is None else vocab_size)
+    return _forward(idx, wte, wpe, start, vocab_size)
 
 
-def _check(op: str, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> None:
-    check_dims(op, "idx", idx, "B T")
-    check_dims(op, "wte", wte, "V C")
-    check_dims(op, "wpe", wpe, "P C")
-    check_tensors(op, wte=wte, wpe=wpe)
-    if idx.dtype != torch.int64 or idx.device != wte.device:
-        raise TypeError(f"{op}: idx is {idx.dtype} on {idx.device}, expected torch.int64 on {wte.device}")
-    check_shape(op, "wpe", wpe, (wpe.shape[0], wte.shape[1]))
-    if start < 0 or start + idx.shape[1] > wpe.shape[0]:
-        raise IndexError(
-            f"{op}: positions {start} to {start + idx.shape[1] - 1}, expected them in [0, {wpe.shape[0]}) as wpe has it"
-        )
-
-
-def _check_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> None:
-    _check("embedding", idx, wte, wpe, start)
-    if not 0 < vocab_size <= wte.shape[0]:
+def _check_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None) -> None:
+    check_dims("embedding", "idx", idx, "B T")
+    check_dims("embedding", "wte", wte, "V C")
+    check_dims("embedding", "wpe", wpe, "P C")
+    check_tensors("embedding", wte=wte, wpe=wpe)
+    check_integers("embedding", "idx", idx, wte)
+    check_shape("embedding", "wpe", wpe, (wpe.shape[0], wte.shape[1]))
+    _check_positions("embedding", idx, start, wpe.shape[0])
+    if vocab_size is not None and not 0 < vocab_size <= wte.shape[0]:
         raise ValueError(f"embedding: vocab_size is {vocab_size}, expected 1 to {wte.shape[0]}, the rows of wte")
 
 
-def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> Tensor:
-    (B, T), V, C = idx.shape, vocab_size, wte.shape[1]
+def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None) -> Tensor:
+    (B, T), (Vp, C) = idx.shape, wte.shape
+    V = Vp if vocab_size is None else vocab_size
     x = _fake_forward(idx, wte, wpe, start, vocab_size)
     idx = idx.contiguous()
     bad = _native.call("embedding_forward", wte.dtype, idx, wte.contiguous(), wpe.contiguous(), x, B, T, C, V, start)
@@ -62,55 +55,64 @@ def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: 
     return x
 
 
-def _fake_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int) -> Tensor:
+def _fake_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None) -> Tensor:
     return wte.new_empty(*idx.shape, wte.shape[1])
 
 
-def _check_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> None:
-    _check("embedding_backward", idx, wte, wpe, start)
-    check_tensors("embedding_backward", wte=wte, dx=dx)
-    check_shape("embedding_backward", "dx", dx, (*idx.shape, wte.shape[1]))
+def _check_positions(op: str, idx: Tensor, start: int, P: int) -> None:
+    end = start + idx.shape[1]
+    if start < 0 or end > P:
+        raise IndexError(f"{op}: positions {start} to {end - 1}, expected them in [0, {P}) as wpe has it")
 
 
-def _run_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    dwte = torch.empty(wte.shape, dtype=torch.float32, device=wte.device)
-    dwpe = torch.empty(wpe.shape, dtype=torch.float32, device=wte.device)
-    (B, T), (V, C) = idx.shape, wte.shape
+def _check_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> None:
+    check_dims("embedding_backward", "idx", idx, "B T")
+    check_dims("embedding_backward", "dx", dx, "B T C")
+    check_tensors("embedding_backward", dx=dx)
+    check_integers("embedding_backward", "idx", idx, dx)
+    check_shape("embedding_backward", "dx", dx, (*idx.shape, dx.shape[2]))
+    _check_positions("embedding_backward", idx, start, P)
+
+
+def _run_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> tuple[Tensor, Tensor]:
+    B, T, C = dx.shape
+    dwte = torch.empty(V, C, dtype=torch.float32, device=dx.device)
+    dwpe = torch.empty(P, C, dtype=torch.float32, device=dx.device)
     bad = _native.call(
-        "embedding_backward", dx.dtype, idx.contiguous(), dx.contiguous(), dwte, dwpe, B, T, C, V, wpe.shape[0], start
+        "embedding_backward", dx.dtype, idx.contiguous(), dx.contiguous(), dwte, dwpe, B, T, C, V, P, start
     )
     if bad >= 0:
         raise IndexError(f"embedding_backward: idx[{bad // T}, {bad % T}] is out of range, expected ids in [0, {V})")
-    return dwte.to(wte.dtype), dwpe.to(wpe.dtype)
+    return dwte.to(dx.dtype), dwpe.to(dx.dtype)
 
 
-def _fake_backward(dx: Tensor, idx: Tensor, wte: Tensor, wpe: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    return wte.new_empty(wte.shape), wpe.new_empty(wpe.shape)
+def _fake_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> tuple[Tensor, Tensor]:
+    return dx.new_empty(V, dx.shape[2]), dx.new_empty(P, dx.shape[2])
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, idx, wte, wpe, start, vocab_size):
-        ctx.save_for_backward(idx, wte, wpe)
-        ctx.start = start
+        ctx.save_for_backward(idx)
+        ctx.settings = wte.shape[0], wpe.shape[0], start
         return _forward(idx, wte, wpe, start, vocab_size)
 
     @staticmethod
     def backward(ctx, dx):
-        idx, wte, wpe = ctx.saved_tensors
-        dwte, dwpe = _backward(dx, idx, wte, wpe, ctx.start)
+        (idx,) = ctx.saved_tensors
+        dwte, dwpe = _backward(dx, idx, *ctx.settings)
         return None, dwte, dwpe, None, None
 
 
 _forward = define(
-    "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, int start, int vocab_size) -> Tensor",
+    "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, int start, int? vocab_size) -> Tensor",
     _check_forward,
     _run_forward,
     _fake_forward,
     _Embedding,
 )
 _backward = define(
-    "embedding_backward(Tensor dx, Tensor idx, Tensor wte, Tensor wpe, int start) -> (Tensor dwte, Tensor dwpe)",
+    "embedding_backward(Tensor dx, Tensor idx, int V, int P, int start) -> (Tensor dwte, Tensor dwpe)",
     _check_backward,
     _run_backward,
     _fake_backward,

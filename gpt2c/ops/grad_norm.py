@@ -1,7 +1,10 @@
 """The global norm of a list of tensors, for clipping (Pascanu et al., "On the difficulty of training recurrent neural
 networks", 2013, section 3.2).
 
-    norm = sqrt(sum over all elements of all tensors of g^2), summed in float64 in a fixed order
+    norm = sqrt(sum over all elements of all tensors of g^2)
+
+Squares, and runs of 1024 of them, are summed in fp32, the runs in float64, in a fixed order. So elements beyond 1e19
+give inf, as with torch's clipping.
 
 Kernel: csrc/cpu/adamw.cpp, next to the update that uses it.
 """

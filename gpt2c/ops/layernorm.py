@@ -51,6 +51,8 @@ def residual_layernorm(
 def _check_forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> None:
     if x.dim() == 0:
         raise ValueError("layernorm: x has shape (), expected (..., C)")
+    if not eps >= 0:
+        raise ValueError(f"layernorm: eps is {eps}, expected 0 or more")
     C = x.shape[-1]
     check_tensors("layernorm", x=x, weight=weight, bias=bias)
     check_shape("layernorm", "weight", weight, (C,))
@@ -83,6 +85,8 @@ def _fake_forward(
 
 
 def _check_backward(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> None:
+    if h.dim() == 0:
+        raise ValueError("layernorm_backward: h has shape (), expected (..., C)")
     C = h.shape[-1]
     check_tensors("layernorm_backward", h=h, dy=dy, weight=weight)
     check_shape("layernorm_backward", "dy", dy, tuple(h.shape))

@@ -33,16 +33,16 @@ def linear_cross_entropy(
 
     x (N, C), weight (Vp, C) fp32 or bf16; targets (N) int64, each in [0, vocab_size) or ignore_index. Only the first
     vocab_size rows of weight (all of them for None) are classes; the others, padding, get zero gradient. Returns the
-    loss, 0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range, ValueError
+    loss, 0-dim fp32; nan if every row is ignored, as in torch. The matrix products are torch's: for some shapes they
+    round differently on another number of threads. Raises IndexError for a target out of range, ValueError
     or TypeError for a wrong shape, dtype or device.
     """
     need_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    V = weight.shape[0] if vocab_size is None else vocab_size
-    return _forward(x, weight, targets, ignore_index, V, need_grad)[0]
+    return _forward(x, weight, targets, ignore_index, vocab_size, need_grad)[0]
 
 
 def _check_forward(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int, need_grad: bool
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
 ) -> None:
     op = "linear_cross_entropy"
     check_dims(op, "x", x, "N C")
@@ -51,14 +51,15 @@ def _check_forward(
     check_tensors(op, x=x, weight=weight)
     check_shape(op, "weight", weight, (Vp, C))
     check_targets(op, targets, x, N)
-    if not 0 < vocab_size <= Vp:
+    if vocab_size is not None and not 0 < vocab_size <= Vp:
         raise ValueError(f"{op}: vocab_size is {vocab_size}, expected 1 to {Vp}, the rows of weight")
 
 
 def _run_forward(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int, need_grad: bool
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     N, Vp = x.shape[0], weight.shape[0]
+    vocab_size = Vp if vocab_size is None else vocab_size
     targets = targets.contiguous()
     count = count_targets("linear_cross_entropy", targets, vocab_size, ignore_index)
     _, dx, dweight = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_grad)
@@ -77,7 +78,7 @@ def _run_forward(
             _native.call(
                 "cross_entropy_backward", x.dtype, one, logits, targets[rows], lse, logits, *sizes, max(count, 1)
             )
-            torch.mm(logits[:n], weight, out=dx[rows])
+            torch.mm(logits[:n, :vocab_size], weight[:vocab_size], out=dx[rows])
             _accumulate(dweight_sum, logits[:n].T, x[rows], first=start == 0)
     if need_grad:
         dweight.copy_(dweight_sum) if N else dweight.zero_()
@@ -95,7 +96,7 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 
 
 def _fake_forward(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int, need_grad: bool
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = torch.empty((), dtype=torch.float32, device=x.device)
     dx = x.new_empty(x.shape if need_grad else 0)
@@ -111,13 +112,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, dx, dweight
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, dloss, _dx, _dweight):
         dx, dweight = ctx.saved_tensors
         return dx * dloss, dweight * dloss, None, None, None, None
 
 
 _forward = define(
-    "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int vocab_size,"
+    "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int? vocab_size,"
     " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight)",
     _check_forward,
     _run_forward,

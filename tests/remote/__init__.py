@@ -19,7 +19,6 @@ from torch import Tensor
 from gpt2c import _native
 
 ROOT = Path(__file__).resolve().parents[2]
-THREADS = 2
 
 
 def build(name: str, *options: str) -> Path:
@@ -66,7 +65,7 @@ class Remote:
         return self._run("cross_entropy_count", targets, targets.numel(), V, ignore_index)
 
     def call(self, kernel: str, *args: object) -> int:
-        return self._run(kernel, *args, THREADS)
+        return self._run(kernel, *args, torch.get_num_threads())
 
     def _run(self, kernel: str, *args: object) -> int:
         storages: dict[int, torch.UntypedStorage] = {}
