@@ -102,6 +102,7 @@ def stream(
     context = model.config.n_positions
     prompt = idx.shape[1] if isinstance(idx, Tensor) and idx.ndim == 2 else 0
     model.check_tokens(idx, longest=max(prompt, context))
+    _check_ids(idx, model.config.vocab_size)
     if max_new_tokens and prompt + max_new_tokens - 1 > context:
         warnings.warn(
             f"generate: {prompt} tokens and {max_new_tokens} new ones exceed the context of {context}, "
@@ -167,6 +168,16 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     return torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
+
+
+def _check_ids(idx: Tensor, vocab_size: int) -> None:
+    """The embedding would refuse such an id too, but only at the first step."""
+    if not idx.numel():
+        return
+    low, high = (int(end) for end in idx.aminmax())
+    if low < 0 or high >= vocab_size:
+        found = low if low < 0 else high
+        raise IndexError(f"generate: idx holds the token {found}, expected 0 <= token < {vocab_size}")
 
 
 def _check_sampling(

@@ -11,6 +11,7 @@ import torch
 from gpt2c import _native
 
 THREADS = 2
+NEON = "cpu-neon-qemu"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,24 +31,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.config.getoption("--backends") == "sanitized":
         names = [f"sanitized-{isa}" for isa in isas]
     else:
-        names = [f"cpu-{isa}" for isa in isas] + ["cpu-neon-qemu"] * remote.can_emulate_neon()
-    metafunc.parametrize("backend", names, indirect=True, scope="session")
+        names = [f"cpu-{isa}" for isa in isas] + [NEON] * remote.can_emulate_neon()
+    metafunc.parametrize("backend", names, indirect=True)
 
 
 @pytest.fixture(scope="session")
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    name: str = request.param
-    if name == "cpu-neon-qemu" or name.startswith("sanitized-"):
-        server = remote.neon() if name == "cpu-neon-qemu" else remote.sanitized(name.removeprefix("sanitized-"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_native, "call", server.call)
-            patch.setattr(_native, "count_targets", server.count_targets)
-            yield name
+def servers() -> Iterator[dict[str, remote.Remote]]:
+    """The kernel servers that have been started, by backend."""
+    started: dict[str, remote.Remote] = {}
+    yield started
+    for server in started.values():
         server.close()
-    else:
+
+
+@pytest.fixture
+def backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, servers: dict[str, remote.Remote]
+) -> Iterator[str]:
+    """The name of the backend that this test's ops run on; only this test's."""
+    name: str = request.param
+    if name.startswith("cpu-") and name != NEON:
         _native.set_isa(name.removeprefix("cpu-"))
-        yield name
-        _native.set_isa("")
+    else:
+        if name not in servers:
+            servers[name] = remote.neon() if name == NEON else remote.sanitized(name.removeprefix("sanitized-"))
+        monkeypatch.setattr(_native, "call", servers[name].call)
+        monkeypatch.setattr(_native, "count_targets", servers[name].count_targets)
+    yield name
+    _native.set_isa("")
 
 
 @pytest.fixture(autouse=True)
