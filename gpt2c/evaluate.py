@@ -13,7 +13,7 @@ from gpt2c.model import GPT2
 from gpt2c.tokenizer import Tokenizer, decode, printable
 
 SAMPLE_PROMPT = "\n"
-SAMPLE_TEMPERATURE = 0.8
+SAMPLE_TEMPERATURE = 0.7
 
 
 @torch.no_grad()
