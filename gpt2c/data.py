@@ -111,10 +111,17 @@ def load_dataset(data: str, tokenizer: Tokenizer, val_fraction: float, context: 
 
 
 def _embedded(tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The language reference that every CPython carries for its help(): about 460 kB of English."""
+    """The language reference that every CPython carries for its help(): over 400 kB of English, its tables left out,
+    from which a model would only learn to draw lines."""
     from pydoc_data.topics import topics
 
-    return _joined([tokenizer.encode(topics[key]) for key in sorted(topics)], tokenizer)
+    documents = ["".join(filter(_is_prose, topics[key].splitlines(keepends=True))) for key in sorted(topics)]
+    return _joined([tokenizer.encode(document) for document in documents], tokenizer)
+
+
+def _is_prose(line: str) -> bool:
+    """Whether the line is no row or rule of a table."""
+    return "|" not in line and (not line.strip() or any(c.isalnum() for c in line))
 
 
 def _read(path: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
