@@ -20,7 +20,7 @@ test: .venv/installed-test
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check gpt2c python tests
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h')
 
 bench: .venv/installed-test
