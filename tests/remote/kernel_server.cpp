@@ -90,15 +90,13 @@ struct Read<T* const*> {
 };
 template <>
 struct Read<Strides> {
-    static Strides from(Request& r) {
-        return {Read<int64_t>::from(r), Read<int64_t>::from(r), Read<int64_t>::from(r)};
-    }
+    static Strides from(Request& r) { return {Read<int64_t>::from(r), Read<int64_t>::from(r), Read<int64_t>::from(r)}; }
 };
 template <>
 struct Read<AttentionShape> {
     static AttentionShape from(Request& r) {
-        return {Read<DType>::from(r),   Read<int64_t>::from(r), Read<int64_t>::from(r),        Read<int64_t>::from(r),
-                Read<int64_t>::from(r), Read<int64_t>::from(r), Read<bool>::from(r),           Read<float>::from(r),
+        return {Read<DType>::from(r),          Read<int64_t>::from(r),  Read<int64_t>::from(r), Read<int64_t>::from(r),
+                Read<int64_t>::from(r),        Read<int64_t>::from(r),  Read<bool>::from(r),    Read<float>::from(r),
                 Read<const int64_t*>::from(r), Read<uint32_t>::from(r), Read<float>::from(r)};
     }
 };
