@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -14,8 +15,13 @@ from gpt2c import _native
 def forced(isa: str, *args: str) -> subprocess.CompletedProcess:
     program = "import torch, gpt2c; gpt2c.ops.gelu(torch.ones(1)); print(gpt2c._native.active_isa())"
     environment = {**os.environ, "GPT2C_FORCE_ISA": isa}
-    command = [sys.executable, *(args or ("-c", program))]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return run_python(*(args or ("-c", program)), env=environment)
+
+
+def run_python(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    # Not in the repository, where `-c` would import the sources instead of what is installed.
+    command, elsewhere = [sys.executable, *args], tempfile.gettempdir()
+    return subprocess.run(command, env=env, cwd=elsewhere, capture_output=True, text=True)
 
 
 def test_best_isa_is_taken() -> None:
@@ -73,5 +79,5 @@ resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_IN
 gpt2c.ops.gelu(torch.ones(100_000))
 print("alive")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run_python("-c", program)
     assert (done.returncode, done.stdout.split()) == (0, ["caught", "alive"]), done.stderr
