@@ -9,7 +9,10 @@
 //  * Each result is a function of the inputs alone: work is cut into pieces by the sizes, never by `threads`,
 //    and pieces are added up in a fixed order.
 //  * Sizes may be zero; an output that is a sum is then zero.
-//  * `threads` is the largest number of threads to use.
+//  * `threads` is the largest number of CPU threads to use; CUDA ignores it.
+//  * `workspace` is memory for CUDA kernels to use as they like, at least as large as said, 16-byte aligned; the CPU
+//    keeps its own and ignores it. CUDA kernels neither allocate nor wait: they are queued on launch_stream()
+//    (cuda/launch.cuh), and tensors must live until they have run. Lists of addresses and of sizes are the host's.
 #pragma once
 
 #include <cstdint>
@@ -44,9 +47,10 @@ using layernorm_forward_t = void(DType dtype, const void* x, const void* residua
                                  int threads);
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dh, where g = dy * weight, xhat = (h - mean) * rstd.
 // dh (N, C) is what flows into h from elsewhere, or null. dweight, dbias (C).
+// workspace: 2 C min(N, 512) floats.
 using layernorm_backward_t = void(DType dtype, const void* dy, const void* dh, const void* h, const void* weight,
                                   const float* mean, const float* rstd, void* dx, void* dweight, void* dbias, int64_t N,
-                                  int64_t C, int threads);
+                                  int64_t C, void* workspace, int threads);
 
 // ---- gelu: y = gelu(x + bias) on (N, C); bias (C) or null; exact: the erf form, else GPT-2's tanh form.
 using gelu_forward_t = void(DType dtype, const void* x, const void* bias, void* y, int64_t N, int64_t C, bool exact,

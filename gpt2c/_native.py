@@ -61,6 +61,11 @@ def call(kernel: str, *args: object) -> int | None:
     return getattr(_ext, kernel)(*[_lower(arg) for arg in args], torch.get_num_threads())
 
 
+def workspace(like: Tensor, floats: int) -> Tensor | None:
+    """Memory for a kernel's intermediate results (`workspace` in csrc/kernels.h), or None where none is needed."""
+    return None if like.device.type == "cpu" else torch.empty(floats, dtype=torch.float32, device=like.device)
+
+
 def count_targets(targets: Tensor, V: int, ignore_index: int) -> int:
     """The kernel cross_entropy_count, the only one that needs no threads."""
     return _ext.cross_entropy_count(_lower(targets), targets.numel(), V, ignore_index)
