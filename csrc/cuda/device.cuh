@@ -75,6 +75,23 @@ GPT2C_DEVICE void store(T* p, const Floats<V>& v) {
     }
 }
 
+// The first `count` of V elements, for the end of an array: the others load as zero and are not stored.
+template <int V, class T>
+GPT2C_DEVICE Floats<V> load(const T* p, int64_t count) {
+    if (count >= V) return load<V>(p);
+    Floats<V> v{};
+    for (int i = 0; i < V; ++i)
+        if (i < count) v[i] = to_float(p[i]);
+    return v;
+}
+
+template <int V, class T>
+GPT2C_DEVICE void store(T* p, const Floats<V>& v, int64_t count) {
+    if (count >= V) return store<V>(p, v);
+    for (int i = 0; i < V; ++i)
+        if (i < count) p[i] = from_float<T>(v[i]);
+}
+
 // V floats at a 16-byte aligned address (or one at any), whatever the vector's dtype in memory is.
 template <int V>
 GPT2C_DEVICE Floats<V> load_floats(const float* p) {
@@ -118,7 +135,8 @@ void with_vector(bool vectorizable, F&& f) {
 }
 
 // ---- sums, in a fixed order; every lane or thread gets the result
-GPT2C_DEVICE float warp_sum(float x) {
+template <class Float>
+GPT2C_DEVICE Float warp_sum(Float x) {
 #pragma unroll
     for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
     return x;
@@ -130,10 +148,10 @@ GPT2C_DEVICE float warp_max(float x) {
     return x;
 }
 
-// Sums of a block's N values each. `scratch` holds kWarp * N floats of shared memory, which is free again only after
+// Sums of a block's N values each. `scratch` holds kWarp * N of them of shared memory, which is free again only after
 // the block's next barrier: callers that sum twice between two barriers give two of them.
-template <int N>
-GPT2C_DEVICE void block_sum(float (&x)[N], float* scratch) {
+template <int N, class Float>
+GPT2C_DEVICE void block_sum(Float (&x)[N], Float* scratch) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -146,6 +164,16 @@ GPT2C_DEVICE void block_sum(float (&x)[N], float* scratch) {
         x[i] = scratch[i];
         for (int w = 1; w < warps; ++w) x[i] += scratch[w * N + i];
     }
+}
+
+// The same for the maximum of one value; nan is no maximum.
+GPT2C_DEVICE float block_max(float x, float* scratch) {
+    x = warp_max(x);
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
+    __syncthreads();
+    x = scratch[0];
+    for (int w = 1; w < static_cast<int>(blockDim.x / kWarp); ++w) x = fmaxf(x, scratch[w]);
+    return x;
 }
 
 }  // namespace gpt2c::cuda

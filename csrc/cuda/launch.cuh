@@ -46,5 +46,12 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, 
     }(static_cast<Params>(args)...);
 }
 
+// Queues the zeroing of `size` bytes.
+inline void fill_zero(const char* name, void* p, size_t size) {
+    if (!size) return;
+    const cudaError_t error = cudaMemsetAsync(p, 0, size, launch_stream());
+    if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+}
+
 }  // namespace cuda
 }  // namespace gpt2c

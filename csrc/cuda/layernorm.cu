@@ -44,7 +44,8 @@ GPT2C_DEVICE void forward_row(const T* x, const T* residual, const T* weight, co
     }
     const float error = warp_sum(centred) / size;
     const float m = centre + error;
-    const float r = 1.0f / sqrtf(warp_sum(squares) / size - error * error + eps);
+    const float variance = warp_sum(squares) / size - error * error;
+    const float r = 1.0f / sqrtf((variance < 0 ? 0 : variance) + eps);
     for (int64_t c = lane * V; c < C; c += kWarp * V) {
         Floats<V> v = get(c);
         const Floats<V> w = load<V>(weight + c), b = load<V>(bias + c);

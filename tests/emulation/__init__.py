@@ -7,9 +7,12 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import pytest
 import remote
 import torch
 from torch import Tensor
+
+from gpt2c import _native
 
 FOLDER = Path(__file__).parent
 SEED = 1  # of the order in which threads take turns
@@ -43,6 +46,24 @@ def has_kernels_of(op: str) -> bool:
 
 
 class Emulated(remote.Remote):
+    """The CUDA backend as gpt2c._native sees it: its tensors are the CPU's, all else is what tensors on a GPU get."""
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        super().patch(patch)
+        patch.setattr(_native, "workspace", self.workspace)
+        patch.setattr(_native, "stable_order", _native._stable_order)
+
+    def call(self, kernel: str, *args: object) -> int:
+        if kernel.startswith("embedding"):  # what torch asserts on a GPU is known at once here
+            idx, V = args[1].reshape(-1), args[8 if kernel == "embedding_forward" else 9]
+            bad = ((idx < 0) | (idx >= V)).nonzero()
+            if len(bad):
+                return int(bad[0])
+        return super().call(kernel, *args)
+
+    def count_targets(self, targets: Tensor, V: int, ignore_index: int) -> Tensor:
+        return _native._count_on_device(targets, V, ignore_index)
+
     def workspace(self, like: Tensor, floats: int) -> Tensor:
         """What _native.workspace is for tensors on a GPU; garbage that shows."""
         return torch.full((floats,), torch.nan)

@@ -360,6 +360,10 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 size, size_t shared, void
 // The part of the CUDA runtime that csrc/cuda calls on the host.
 extern "C" {
 const char* cudaGetErrorString(cudaError_t) { return emulator::error.c_str(); }
+cudaError_t cudaMemsetAsync(void* p, int value, size_t size, cudaStream_t) {
+    std::memset(p, value, size);
+    return cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
