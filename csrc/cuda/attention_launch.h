@@ -1,0 +1,45 @@
+// What the entry points of attention (attention.cu) hand to the kernels of each kind.
+#pragma once
+
+#include "cuda/attention.cuh"
+
+namespace gpt2c::cuda {
+
+struct AttentionForward {
+    const AttentionShape& shape;
+    const void *q, *k, *v;
+    void* o;
+    double* lse;
+    Strides q_strides, k_strides, v_strides, o_strides;
+
+    // Whether every row of every tensor starts at a multiple of `bytes`.
+    bool aligned(int64_t element, int64_t bytes) const {
+        return rows_aligned(q, q_strides, element, bytes) && rows_aligned(k, k_strides, element, bytes) &&
+               rows_aligned(v, v_strides, element, bytes) && rows_aligned(o, o_strides, element, bytes);
+    }
+};
+
+struct AttentionBackward {
+    const AttentionShape& shape;
+    const void *do_, *q, *k, *v, *o;
+    const double* lse;
+    void *dq, *dk, *dv;
+    Strides do_strides, q_strides, k_strides, v_strides, o_strides, dq_strides, dk_strides, dv_strides;
+
+    bool aligned(int64_t element, int64_t bytes) const {
+        return rows_aligned(do_, do_strides, element, bytes) && rows_aligned(q, q_strides, element, bytes) &&
+               rows_aligned(k, k_strides, element, bytes) && rows_aligned(v, v_strides, element, bytes) &&
+               rows_aligned(o, o_strides, element, bytes) && rows_aligned(dq, dq_strides, element, bytes) &&
+               rows_aligned(dk, dk_strides, element, bytes) && rows_aligned(dv, dv_strides, element, bytes);
+    }
+};
+
+// One block per piece of a head.
+inline dim3 grid_of(int64_t blocks) { return dim3(static_cast<unsigned>(blocks)); }
+
+// Any dtype, head dim and alignment. delta (B, H, Tq) fp32 = rowsum(do * o).
+void attention_forward_simt(const AttentionForward& a);
+void attention_delta(const AttentionBackward& a, float* delta);
+void attention_backward_simt(const AttentionBackward& a, const float* delta);
+
+}  // namespace gpt2c::cuda
