@@ -63,13 +63,16 @@ using gelu_backward_t = void(DType dtype, const void* dy, const void* x, const v
 // ---- attention: o = dropout(softmax(scale * q k^T)) v, without the (Tq, Tk) matrix. lse (B, H, Tq) fp64 is each
 // row's logsumexp of the scores: in fp64, since in fp32 large scores would swallow the logarithm and the backward
 // could not rebuild the probabilities. A row that sees no key has o = 0, lse = -inf and zero gradient.
+// workspace: (D + 4) B H ceil(Tk / 256) floats if Tq = 1, else none.
 using attention_forward_t = void(const AttentionShape& s, const void* q, const void* k, const void* v, void* o,
                                  double* lse, Strides q_strides, Strides k_strides, Strides v_strides,
-                                 Strides o_strides, int threads);
+                                 Strides o_strides, void* workspace, int threads);
+// workspace: B H Tq floats.
 using attention_backward_t = void(const AttentionShape& s, const void* do_, const void* q, const void* k, const void* v,
                                   const void* o, const double* lse, void* dq, void* dk, void* dv, Strides do_strides,
                                   Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides,
-                                  Strides dq_strides, Strides dk_strides, Strides dv_strides, int threads);
+                                  Strides dq_strides, Strides dk_strides, Strides dv_strides, void* workspace,
+                                  int threads);
 
 // ---- cross_entropy: rows of logits (N, V), `stride` >= V elements apart; targets (N).
 // The number of targets that are not ignore_index; or -1 - n for the first n whose target is not in [0, V) either.
