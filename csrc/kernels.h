@@ -67,7 +67,7 @@ using gelu_backward_t = void(DType dtype, const void* dy, const void* x, const v
 using attention_forward_t = void(const AttentionShape& s, const void* q, const void* k, const void* v, void* o,
                                  double* lse, Strides q_strides, Strides k_strides, Strides v_strides,
                                  Strides o_strides, void* workspace, int threads);
-// workspace: B H Tq floats.
+// workspace: 4 B H Tq floats.
 using attention_backward_t = void(const AttentionShape& s, const void* do_, const void* q, const void* k, const void* v,
                                   const void* o, const double* lse, void* dq, void* dk, void* dv, Strides do_strides,
                                   Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides,

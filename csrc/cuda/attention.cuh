@@ -80,18 +80,29 @@ class Dropout {
 
     __device__ bool on() const { return on_; }
 
-    // What the probabilities of N keys from `key`, a multiple of N, are multiplied by. N is 1, 2 or 4.
+    // The four words of the keys key / 4 * 4 and the three after it.
+    __device__ void draw(int query, int key, uint32_t (&words)[4]) const {
+        words[0] = static_cast<uint32_t>(query);
+        words[1] = static_cast<uint32_t>(key) / 4;
+        words[2] = head_;
+        words[3] = 0;
+        philox(seed_, words, [](uint32_t a, uint32_t b) { return __umulhi(a, b); });
+    }
+    // What a key's probability is multiplied by.
+    __device__ float factor(uint32_t word) const { return word >= drop_below_ ? keep_scale_ : 0.0f; }
+
+    // The factors of N keys from `key`, a multiple of N, which is 1, 2 or 4.
     template <int N>
     __device__ void factors(int query, int key, float (&out)[N]) const {
 #pragma unroll
         for (int r = 0; r < N; ++r) out[r] = 1.0f;
         if (!on_) return;
-        uint32_t words[4] = {static_cast<uint32_t>(query), static_cast<uint32_t>(key) / 4, head_, 0};
-        philox(seed_, words, [](uint32_t a, uint32_t b) { return __umulhi(a, b); });
+        uint32_t words[4];
+        draw(query, key, words);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
             // Indices known at compile time keep the words in registers.
-            if (r / N * N == key % 4) out[r % N] = words[r] >= drop_below_ ? keep_scale_ : 0.0f;
+            if (r / N * N == key % 4) out[r % N] = factor(words[r]);
         }
     }
 
@@ -102,17 +113,11 @@ class Dropout {
     float keep_scale_;
 };
 
-// A logsumexp in two fp32 parts, whose difference from a score is exact where the score is large. Rows that see no key
-// get +inf: exp(score - inf) makes their probabilities 0.
-struct SplitLse {
-    float high, low;
+// What the backward needs of a query: its logsumexp in two fp32 parts, whose difference from a score is exact where the
+// score is large, and delta = do . o. Rows that see no key have high = inf: their probabilities are 0.
+struct __align__(16) RowStats {
+    float high, low, delta, unused;
 
-    __device__ SplitLse() : high(INFINITY), low(0.0f) {}
-    __device__ explicit SplitLse(double lse) {
-        const bool empty = lse == -INFINITY;
-        high = empty ? INFINITY : static_cast<float>(lse);
-        low = empty ? 0.0f : static_cast<float>(lse - static_cast<double>(high));
-    }
     __device__ float probability(float score) const { return exp2_approx((score - high - low) * kLog2E); }
 };
 

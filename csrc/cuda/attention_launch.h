@@ -37,9 +37,13 @@ struct AttentionBackward {
 // One block per piece of a head.
 inline dim3 grid_of(int64_t blocks) { return dim3(static_cast<unsigned>(blocks)); }
 
-// Any dtype, head dim and alignment. delta (B, H, Tq) fp32 = rowsum(do * o).
+// Any dtype, head dim and alignment. stats (B, H, Tq) is filled by attention_stats.
 void attention_forward_simt(const AttentionForward& a);
-void attention_delta(const AttentionBackward& a, float* delta);
-void attention_backward_simt(const AttentionBackward& a, const float* delta);
+void attention_stats(const AttentionBackward& a, RowStats* stats);
+void attention_backward_simt(const AttentionBackward& a, const RowStats* stats);
+
+// Tensor cores: bf16, D a multiple of 8 up to 128, rows of all tensors on 16 bytes, scale > 0.
+void attention_forward_mma(const AttentionForward& a);
+void attention_backward_mma(const AttentionBackward& a, const RowStats* stats);
 
 }  // namespace gpt2c::cuda

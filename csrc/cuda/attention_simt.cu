@@ -105,12 +105,13 @@ __global__ void __launch_bounds__(ForwardTiling<DP>::kThreads, 1)
     store_rows<Tiling>(acc, inverse, o.row(piece.b, piece.h, 0), o.strides.t, first_query, mask.Tq, tx, ty, D, aligned);
 }
 
-// delta (B, H, Tq) = rowsum(do * o), one warp per row.
-constexpr int kDeltaWarps = 4;
+// One warp per row.
+constexpr int kStatsWarps = 4;
 template <class T>
-__global__ void __launch_bounds__(32 * kDeltaWarps)
-    attention_delta(AttentionShape s, Heads<const T> do_, Heads<const T> o, float* delta, bool aligned) {
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * kDeltaWarps + threadIdx.x / 32;
+__global__ void __launch_bounds__(32 * kStatsWarps)
+    attention_stats(AttentionShape s, Heads<const T> do_, Heads<const T> o, const double* lse, RowStats* stats,
+                    bool aligned) {
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * kStatsWarps + threadIdx.x / 32;
     if (row >= s.B * s.H * s.Tq) return;
     const int lane = threadIdx.x % 32, D = static_cast<int>(s.D);
     const int64_t head = row / s.Tq, query = row % s.Tq, b = head / s.H, h = head % s.H;
@@ -123,7 +124,11 @@ __global__ void __launch_bounds__(32 * kDeltaWarps)
         for (int i = 0; i < V; ++i) sum += v[i] * w[i];
     }
     sum = warp_sum(sum);
-    if (lane == 0) delta[row] = sum;
+    if (lane != 0) return;
+    const double exact = lse[row];
+    const bool empty = exact == -INFINITY;
+    const float high = static_cast<float>(exact);
+    stats[row] = {empty ? INFINITY : high, empty ? 0.0f : static_cast<float>(exact - double{high}), sum, 0.0f};
 }
 
 // One kernel for both sides of the backward, which are mirror images:
@@ -133,8 +138,8 @@ __global__ void __launch_bounds__(32 * kDeltaWarps)
 template <class T, int DP, bool kKeys>
 __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
     attention_backward_simt(AttentionShape s, Heads<const T> own, Heads<const T> own_up, Heads<const T> other,
-                            Heads<const T> other_up, const double* lse, const float* delta, Heads<T> d_own,
-                            Heads<T> d_own_up, unsigned blocks, bool aligned) {
+                            Heads<const T> other_up, const RowStats* stats, Heads<T> d_own, Heads<T> d_own_up,
+                            unsigned blocks, bool aligned) {
     using Tiling = BackwardTiling<DP>;
     constexpr int RM = Tiling::RM, RN = Tiling::RN;
     GPT2C_DYNAMIC_SHARED(shared);
@@ -152,8 +157,7 @@ __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
     const int D = static_cast<int>(s.D), chunks = (D + 3) / 4;
     const int own_end = kKeys ? mask.Tk : mask.Tq;
     const int first_own = piece.index * Tiling::kOwn, my_own = first_own + ty * RM;
-    lse += int64_t{piece.head} * s.Tq;
-    delta += int64_t{piece.head} * s.Tq;
+    stats += int64_t{piece.head} * s.Tq;
 
     load_tile<Tiling::kOwn, Tiling>(own_tile, own.row(b, h, 0), own.strides.t, first_own, own_end, D, aligned);
     load_tile<Tiling::kOwn, Tiling>(own_up_tile, own_up.row(b, h, 0), own_up.strides.t, first_own, own_end, D, aligned);
@@ -180,15 +184,14 @@ __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
         for (int i = 0; i < kQueries; ++i) {
             const int query = first_query + i;
             const bool exists = query < mask.Tq;
-            const SplitLse row_lse = exists ? SplitLse(lse[query]) : SplitLse();
-            const float row_delta = exists ? delta[query] : 0.0f;
+            const RowStats row = exists ? stats[query] : RowStats{INFINITY, 0, 0, 0};
             float kept[kKeysEach];
             dropout.factors(query, first_key, kept);
 #pragma unroll
             for (int j = 0; j < kKeysEach; ++j) {
                 float &score = kKeys ? p[j][i] : p[i][j], &dp = kKeys ? ds[j][i] : ds[i][j];
-                const float prob = mask.sees(query, first_key + j) ? row_lse.probability(score * s.scale) : 0.0f;
-                dp = prob * (dp * kept[j] - row_delta);
+                const float prob = mask.sees(query, first_key + j) ? row.probability(score * s.scale) : 0.0f;
+                dp = prob * (dp * kept[j] - row.delta);
                 score = prob * kept[j];
             }
         }
@@ -246,20 +249,20 @@ void attention_forward_simt(const AttentionForward& a) {
     });
 }
 
-void attention_delta(const AttentionBackward& a, float* delta) {
+void attention_stats(const AttentionBackward& a, RowStats* stats) {
     const AttentionShape& s = a.shape;
     dispatch(s.dtype, [&](auto t) {
         using T = decltype(t);
         const int64_t rows = s.B * s.H * s.Tq;
         const bool aligned =
             rows_aligned(a.do_, a.do_strides, sizeof(T), 16) && rows_aligned(a.o, a.o_strides, sizeof(T), 16);
-        launch("attention_delta", attention_delta<T>, grid_of((rows + kDeltaWarps - 1) / kDeltaWarps), 32 * kDeltaWarps,
-               0, s, heads<const T>(a.do_, a.do_strides), heads<const T>(a.o, a.o_strides), delta, aligned);
+        launch("attention_stats", attention_stats<T>, grid_of((rows + kStatsWarps - 1) / kStatsWarps), 32 * kStatsWarps,
+               0, s, heads<const T>(a.do_, a.do_strides), heads<const T>(a.o, a.o_strides), a.lse, stats, aligned);
     });
 }
 
 template <bool kKeys, class T, int DP>
-static void backward_side(const AttentionBackward& a, const float* delta, bool aligned) {
+static void backward_side(const AttentionBackward& a, const RowStats* stats, bool aligned) {
     using Tiling = BackwardTiling<DP>;
     const AttentionShape& s = a.shape;
     const Heads<const T> q = heads<const T>(a.q, a.q_strides), k = heads<const T>(a.k, a.k_strides);
@@ -269,17 +272,17 @@ static void backward_side(const AttentionBackward& a, const float* delta, bool a
     launch(kKeys ? "attention_backward_keys_simt" : "attention_backward_queries_simt",
            attention_backward_simt<T, DP, kKeys>, grid_of(s.B * s.H * blocks), Tiling::kThreads,
            shared_bytes<Tiling>(2, 2, kKeys ? 2 : 1), s, kKeys ? k : q, kKeys ? v : do_, kKeys ? q : k, kKeys ? do_ : v,
-           a.lse, delta, kKeys ? heads<T>(a.dk, a.dk_strides) : heads<T>(a.dq, a.dq_strides),
-           heads<T>(a.dv, a.dv_strides), blocks, aligned);
+           stats, kKeys ? heads<T>(a.dk, a.dk_strides) : heads<T>(a.dq, a.dq_strides), heads<T>(a.dv, a.dv_strides),
+           blocks, aligned);
 }
 
-void attention_backward_simt(const AttentionBackward& a, const float* delta) {
+void attention_backward_simt(const AttentionBackward& a, const RowStats* stats) {
     dispatch(a.shape.dtype, [&](auto t) {
         using T = decltype(t);
         with_head_dim(a.shape.D, [&](auto dp) {
             const bool aligned = a.aligned(sizeof(T), 16);
-            if (a.shape.Tq > 0) backward_side<false, T, dp>(a, delta, aligned);
-            if (a.shape.Tk > 0) backward_side<true, T, dp>(a, delta, aligned);
+            if (a.shape.Tq > 0) backward_side<false, T, dp>(a, stats, aligned);
+            if (a.shape.Tk > 0) backward_side<true, T, dp>(a, stats, aligned);
         });
     });
 }

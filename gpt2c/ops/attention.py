@@ -160,7 +160,7 @@ def _run_backward(
     shape = _shape(q, k, causal, scale, dropout_p, seed)
     _native.call(
         "attention_backward", shape, do, q, k, v, o, lse.contiguous(), *grads, *_strides(do, q, k, v, o, *grads),
-        _native.workspace(q, lse.numel()),
+        _native.workspace(q, 4 * lse.numel()),
     )  # fmt: skip
     return grads
 
