@@ -63,7 +63,7 @@ using gelu_backward_t = void(DType dtype, const void* dy, const void* x, const v
 // ---- attention: o = dropout(softmax(scale * q k^T)) v, without the (Tq, Tk) matrix. lse (B, H, Tq) fp64 is each
 // row's logsumexp of the scores: in fp64, since in fp32 large scores would swallow the logarithm and the backward
 // could not rebuild the probabilities. A row that sees no key has o = 0, lse = -inf and zero gradient.
-// workspace: (D + 4) B H ceil(Tk / 256) floats if Tq = 1, else none.
+// workspace: (D + 4) B H ceil(Tk / 128) floats if Tq = 1, else none.
 using attention_forward_t = void(const AttentionShape& s, const void* q, const void* k, const void* v, void* o,
                                  double* lse, Strides q_strides, Strides k_strides, Strides v_strides,
                                  Strides o_strides, void* workspace, int threads);

@@ -20,10 +20,13 @@ bool suits_tensor_cores(const AttentionShape& s, bool aligned) {
 }  // namespace
 
 void attention_forward(const AttentionShape& s, const void* q, const void* k, const void* v, void* o, double* lse,
-                       Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides, void*, int) {
+                       Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides, void* workspace,
+                       int) {
     if (s.B * s.H * s.Tq == 0) return;
     const AttentionForward a{s, q, k, v, o, lse, q_strides, k_strides, v_strides, o_strides};
-    if (suits_tensor_cores(s, a.aligned(2, 16)))
+    if (s.Tq == 1)
+        attention_decode(a, static_cast<float*>(workspace));
+    else if (suits_tensor_cores(s, a.aligned(2, 16)))
         attention_forward_mma(a);
     else
         attention_forward_simt(a);

@@ -30,6 +30,22 @@ static inline bool rows_aligned(const void* data, Strides s, int64_t element, in
     return (reinterpret_cast<uintptr_t>(data) | (s.b * element) | (s.h * element) | (s.t * element)) % bytes == 0;
 }
 
+// V elements of which `count` exist, zeros after them; in one access where `aligned` says that it can be one.
+template <int V, class T>
+__device__ Floats<V> load_some(const T* x, int count, bool aligned) {
+    if (aligned && count >= V) return load<V>(x);
+    Floats<V> v;
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = i < count ? to_float(x[i]) : 0.0f;
+    return v;
+}
+
+// word[index] without memory.
+__device__ __forceinline__ uint32_t select(const uint32_t (&word)[4], int index) {
+    const uint32_t low = index & 1 ? word[1] : word[0], high = index & 1 ? word[3] : word[2];
+    return index & 2 ? high : low;
+}
+
 // Two elements in one word, the first in the low half.
 __device__ inline uint32_t pack_bf16(float low, float high) {
     return from_float<bf16>(low).bits | static_cast<uint32_t>(from_float<bf16>(high).bits) << 16;

@@ -37,10 +37,25 @@ struct AttentionBackward {
 // One block per piece of a head.
 inline dim3 grid_of(int64_t blocks) { return dim3(static_cast<unsigned>(blocks)); }
 
+// Calls f with the head dim that kernels are compiled for: D padded to 64, 128 or 256.
+template <class F>
+void with_head_dim(int64_t D, F&& f) {
+    if (D <= 64)
+        f(std::integral_constant<int, 64>{});
+    else if (D <= 128)
+        f(std::integral_constant<int, 128>{});
+    else
+        f(std::integral_constant<int, 256>{});
+}
+
 // Any dtype, head dim and alignment. stats (B, H, Tq) is filled by attention_stats.
 void attention_forward_simt(const AttentionForward& a);
 void attention_stats(const AttentionBackward& a, RowStats* stats);
 void attention_backward_simt(const AttentionBackward& a, const RowStats* stats);
+
+// Tq = 1, any dtype, head dim and alignment. partials: (D + 4) B H ceil(Tk / kDecodeKeys) floats.
+constexpr int kDecodeKeys = 128;
+void attention_decode(const AttentionForward& a, float* partials);
 
 // Tensor cores: bf16, D a multiple of 8 up to 128, rows of all tensors on 16 bytes, scale > 0.
 void attention_forward_mma(const AttentionForward& a);

@@ -167,12 +167,6 @@ __device__ __forceinline__ void store_rows(const Fragments<M, D>& acc, const flo
     }
 }
 
-// word[index] without memory.
-__device__ __forceinline__ uint32_t select(const uint32_t (&word)[4], int index) {
-    const uint32_t low = index & 1 ? word[1] : word[0], high = index & 1 ? word[3] : word[2];
-    return index & 2 ? high : low;
-}
-
 // Dropout's factors of a lane's four values of a 16 x 8 fragment, whose first is at (row, column): queries x keys, or
 // keys x queries if kKeys. Four keys share a draw, and their values belong to lanes that share four draws: each of
 // these lanes draws once, and the words are exchanged.

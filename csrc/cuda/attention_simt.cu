@@ -214,16 +214,6 @@ __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
                            aligned);
 }
 
-template <class F>
-void with_head_dim(int64_t D, F&& f) {
-    if (D <= 64)
-        f(std::integral_constant<int, 64>{});
-    else if (D <= 128)
-        f(std::integral_constant<int, 128>{});
-    else
-        f(std::integral_constant<int, 256>{});
-}
-
 template <class Tiling>
 size_t shared_bytes(int own_tiles, int other_tiles, int factors) {
     const int floats = (own_tiles * Tiling::kOwn + other_tiles * Tiling::kOther) * Tiling::DP +

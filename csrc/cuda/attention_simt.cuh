@@ -49,16 +49,6 @@ __device__ inline float4 load4(const float* x) {
 }
 __device__ inline void store4(float* out, float4 v) { store<4>(out, Floats<4>{v.x, v.y, v.z, v.w}); }
 
-// V elements of which `count` exist, zeros after them; in one access where `aligned` says that it can be one.
-template <int V, class T>
-__device__ Floats<V> load_some(const T* x, int count, bool aligned) {
-    if (aligned && count >= V) return load<V>(x);
-    Floats<V> v;
-#pragma unroll
-    for (int i = 0; i < V; ++i) v[i] = i < count ? to_float(x[i]) : 0.0f;
-    return v;
-}
-
 __device__ inline void store_four(float* out, float4 v) { store4(out, v); }
 __device__ inline void store_four(bf16* out, float4 v) {
     *reinterpret_cast<uint2*>(out) = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};

@@ -127,7 +127,7 @@ def _run_forward(
     o, lse = _fake_forward(q, k, v, causal, scale, dropout_p, seed)
     shape = _shape(q, k, causal, scale, dropout_p, seed)
     B, H, Tq, D = q.shape
-    workspace = _native.workspace(q, (D + 4) * B * H * math.ceil(k.shape[2] / 256) if Tq == 1 else 0)
+    workspace = _native.workspace(q, (D + 4) * B * H * math.ceil(k.shape[2] / 128) if Tq == 1 else 0)
     _native.call("attention_forward", shape, q, k, v, o, lse, *_strides(q, k, v, o), workspace)
     return o, lse
 
