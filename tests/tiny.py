@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -69,6 +70,7 @@ def start(*args: str, program: str = MAIN) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program, *args],
         env=environment(),
+        cwd=tempfile.gettempdir(),  # not the repository, whose sources `-c` would import instead of what is installed
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
