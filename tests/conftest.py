@@ -53,7 +53,9 @@ def backend(
     if name.startswith("cpu-") and name != NEON:
         _native.set_isa(name.removeprefix("cpu-"))
     else:
-        if name not in servers or servers[name].process.poll() is not None:  # a sanitizer's finding ends its server
+        if name in servers and servers[name].process.poll() is not None:  # a sanitizer's finding ends its server
+            servers.pop(name).close()
+        if name not in servers:
             servers[name] = remote.neon() if name == NEON else remote.sanitized(name.removeprefix("sanitized-"))
         monkeypatch.setattr(_native, "call", servers[name].call)
         monkeypatch.setattr(_native, "count_targets", servers[name].count_targets)
