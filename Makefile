@@ -7,7 +7,7 @@ TEXT ?= embedded
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h')
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -20,8 +20,8 @@ test: .venv/installed-test
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check gpt2c python tests
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h')
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 bench: .venv/installed-test
 	@$(BIN)/python python/bench_train.py
@@ -47,7 +47,7 @@ clean:
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	@$(PIP) install --constraint constraints.txt cmake pytest transformers
+	@$(PIP) install --constraint constraints.txt cmake nvidia-cuda-crt nvidia-cuda-runtime pytest transformers
 	@touch $@
 
 .venv/installed-lint: .venv/created

@@ -9,7 +9,10 @@
 //  * Each result is a function of the inputs alone: work is cut into pieces by the sizes, never by `threads`,
 //    and pieces are added up in a fixed order.
 //  * Sizes may be zero; an output that is a sum is then zero.
-//  * `threads` is the largest number of threads to use.
+//  * `threads` is the largest number of CPU threads to use; CUDA ignores it.
+//  * `workspace` is memory for CUDA kernels to use as they like, at least as large as said, 16-byte aligned; the CPU
+//    keeps its own and ignores it. CUDA kernels neither allocate nor wait: they are queued on launch_stream()
+//    (cuda/launch.cuh), and tensors must live until they have run. Lists of addresses and of sizes are the host's.
 #pragma once
 
 #include <cstdint>
@@ -44,30 +47,37 @@ using layernorm_forward_t = void(DType dtype, const void* x, const void* residua
                                  int threads);
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dh, where g = dy * weight, xhat = (h - mean) * rstd.
 // dh (N, C) is what flows into h from elsewhere, or null. dweight, dbias (C).
+// workspace: 2 C min(N, 512) floats.
 using layernorm_backward_t = void(DType dtype, const void* dy, const void* dh, const void* h, const void* weight,
                                   const float* mean, const float* rstd, void* dx, void* dweight, void* dbias, int64_t N,
-                                  int64_t C, int threads);
+                                  int64_t C, void* workspace, int threads);
 
 // ---- gelu: y = gelu(x + bias) on (N, C); bias (C) or null; exact: the erf form, else GPT-2's tanh form.
 using gelu_forward_t = void(DType dtype, const void* x, const void* bias, void* y, int64_t N, int64_t C, bool exact,
                             int threads);
-// dx = dy * gelu'(x + bias); dbias (C) = column sums of dx, null iff bias is.
+// dx = dy * gelu'(x + bias); dbias (C) = column sums of dx, null iff bias is. workspace, null iff bias is:
+// C min(N, 512) floats.
 using gelu_backward_t = void(DType dtype, const void* dy, const void* x, const void* bias, void* dx, void* dbias,
-                             int64_t N, int64_t C, bool exact, int threads);
+                             int64_t N, int64_t C, bool exact, void* workspace, int threads);
 
 // ---- attention: o = dropout(softmax(scale * q k^T)) v, without the (Tq, Tk) matrix. lse (B, H, Tq) fp64 is each
 // row's logsumexp of the scores: in fp64, since in fp32 large scores would swallow the logarithm and the backward
 // could not rebuild the probabilities. A row that sees no key has o = 0, lse = -inf and zero gradient.
+// workspace: (D + 4) B H ceil(Tk / 128) floats if Tq = 1, else none.
 using attention_forward_t = void(const AttentionShape& s, const void* q, const void* k, const void* v, void* o,
                                  double* lse, Strides q_strides, Strides k_strides, Strides v_strides,
-                                 Strides o_strides, int threads);
+                                 Strides o_strides, void* workspace, int threads);
+// workspace: 4 B H Tq floats.
 using attention_backward_t = void(const AttentionShape& s, const void* do_, const void* q, const void* k, const void* v,
                                   const void* o, const double* lse, void* dq, void* dk, void* dv, Strides do_strides,
                                   Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides,
-                                  Strides dq_strides, Strides dk_strides, Strides dv_strides, int threads);
+                                  Strides dq_strides, Strides dk_strides, Strides dv_strides, void* workspace,
+                                  int threads);
 
 // ---- cross_entropy: rows of logits (N, V), `stride` >= V elements apart; targets (N).
 // The number of targets that are not ignore_index; or -1 - n for the first n whose target is not in [0, V) either.
+// CUDA has none, since its answer would have to be waited for: there a torch operation counts on the device and
+// asserts that targets are in range (gpt2c/_native.py), and kernels take a target out of range for an ignored one.
 using cross_entropy_count_t = int64_t(const int64_t* targets, int64_t N, int64_t V, int64_t ignore_index);
 // lse (N) fp64 = logsumexp of each row; total[0] += sum over rows not ignored of lse - logits[target].
 using cross_entropy_forward_t = void(DType dtype, const void* logits, const int64_t* targets, double* lse,
@@ -80,13 +90,16 @@ using cross_entropy_backward_t = void(DType dtype, const float* dloss, const voi
                                       int64_t ignore_index, int64_t count, int threads);
 
 // ---- embedding: x[b, t] = wte[idx[b, t]] + wpe[start + t]; idx (B, T), wte (V, C), wpe (>= start + T, C).
-// Returns the first position in idx whose id is not in [0, V), or -1; when there is one nothing is written.
+// Returns the first position in idx whose id is not in [0, V), or -1; when there is one nothing is written. CUDA does
+// not wait to know it and always returns -1: a torch operation asserts the range on the device (gpt2c/_native.py), and
+// a row of x whose id is out of range becomes nan.
 using embedding_forward_t = int64_t(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x,
                                     int64_t B, int64_t T, int64_t C, int64_t V, int64_t start, int threads);
 // dwte (V, C) and dwpe (P, C), both fp32, zeroed here, then filled: rows are added in the order of positions.
-// Returns as the forward does.
-using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const void* dx, float* dwte, float* dwpe,
-                                     int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start, int threads);
+// Returns as the forward does. order (B T): the positions in idx, stably sorted by id; only CUDA needs it.
+using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const int64_t* order, const void* dx, float* dwte,
+                                     float* dwpe, int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start,
+                                     int threads);
 
 // ---- adamw: one pass over lists of `n_tensors` tensors of sizes[i] elements, updating params (dtype), m and v (fp32)
 // in place:  g = grad_scale * grad;  m += (1 - beta1)(g - m);  v += (1 - beta2)(g^2 - v);
@@ -98,8 +111,9 @@ using adamw_t = void(DType dtype, void* const* params, const void* const* grads,
 
 // ---- grad_norm: norm (1) fp32 = sqrt(sum of squares of all elements of all tensors); squares and runs of
 // 1024 of them are summed in fp32, the runs in fp64.
+// workspace: sum over tensors of ceil(size / 16384) doubles.
 using grad_norm_t = void(DType dtype, const void* const* grads, const int64_t* sizes, int64_t n_tensors, float* norm,
-                         int threads);
+                         void* workspace, int threads);
 
 #define GPT2C_KERNELS(X)      \
     X(layernorm_forward)      \

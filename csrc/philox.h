@@ -1,15 +1,21 @@
 // The counter-based generator behind dropout: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as
-// 1, 2, 3", SC 2011, section 3.3 and table 2), written once for scalars and for vectors of them.
+// 1, 2, 3", SC 2011, section 3.3 and table 2), written once for scalars, vectors of them and GPU threads.
 #pragma once
 
 #include <cstdint>
+
+#ifdef __CUDACC__
+#define GPT2C_PHILOX __device__
+#else
+#define GPT2C_PHILOX
+#endif
 
 namespace gpt2c {
 
 // U is a 32-bit unsigned integer or a vector of them; mulhi(a, b) gives the high halves of the 64-bit products.
 // counter is replaced by four random words.
 template <class U, class MulHi>
-static inline void philox(uint64_t seed, U counter[4], MulHi&& mulhi) {
+GPT2C_PHILOX static inline void philox(uint64_t seed, U counter[4], MulHi&& mulhi) {
     uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; ++round) {
         const U high0 = mulhi(counter[0], 0xD2511F53u), low0 = counter[0] * 0xD2511F53u;

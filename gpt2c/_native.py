@@ -61,9 +61,38 @@ def call(kernel: str, *args: object) -> int | None:
     return getattr(_ext, kernel)(*[_lower(arg) for arg in args], torch.get_num_threads())
 
 
-def count_targets(targets: Tensor, V: int, ignore_index: int) -> int:
-    """The kernel cross_entropy_count, the only one that needs no threads."""
+def workspace(like: Tensor, floats: int) -> Tensor | None:
+    """Memory for a kernel's intermediate results (`workspace` in csrc/kernels.h), or None where none is needed."""
+    return None if like.device.type == "cpu" else torch.empty(floats, dtype=torch.float32, device=like.device)
+
+
+def stable_order(ids: Tensor) -> Tensor | None:
+    """The positions in ids, stably sorted by id, for the kernels of a GPU; None for the CPU's, which need none."""
+    return None if ids.device.type == "cpu" else _stable_order(ids)
+
+
+def _stable_order(ids: Tensor) -> Tensor:
+    return torch.sort(ids.reshape(-1), stable=True).indices
+
+
+def assert_on_device(ids: Tensor, V: int) -> None:
+    """Has a GPU check that ids are in [0, V), without waiting for it. Nothing on the CPU, where the kernel tells."""
+    if ids.device.type != "cpu":
+        torch._assert_async(((ids >= 0) & (ids < V)).all(), f"embedding: an id is not in [0, {V})")
+
+
+def count_targets(targets: Tensor, V: int, ignore_index: int) -> int | Tensor:
+    """The kernel cross_entropy_count, the only one that needs no threads. On a GPU torch counts, see csrc/kernels.h."""
+    if targets.device.type != "cpu":
+        return _count_on_device(targets, V, ignore_index)
     return _ext.cross_entropy_count(_lower(targets), targets.numel(), V, ignore_index)
+
+
+def _count_on_device(targets: Tensor, V: int, ignore_index: int) -> Tensor:
+    kept = targets != ignore_index
+    in_range = ~kept | ((targets >= 0) & (targets < V))
+    torch._assert_async(in_range.all(), f"cross_entropy: a target is neither in [0, {V}) nor ignore_index")
+    return kept.sum()
 
 
 def _lower(arg: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import emulation
 import pytest
 import remote
 import torch
@@ -12,6 +13,7 @@ from gpt2c import _native
 
 THREADS = 2
 NEON = "cpu-neon-qemu"
+EMULATED = "cuda-emulated"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backends",
         choices=("all", "sanitized"),
         default="all",
-        help="all: every ISA of this machine, and NEON under qemu where it and the cross compiler are installed; "
+        help="all: every ISA of this machine, NEON under qemu where it and the cross compiler are installed, "
+        "and CUDA's kernels on the emulator; "
         "sanitized: kernels built with AddressSanitizer and UndefinedBehaviorSanitizer",
     )
 
@@ -28,10 +31,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     isas = _native.available_isas()
+    op = metafunc.module.__name__.removeprefix("test_")
     if metafunc.config.getoption("--backends") == "sanitized":
         names = [f"sanitized-{isa}" for isa in isas]
     else:
         names = [f"cpu-{isa}" for isa in isas] + [NEON] * remote.can_emulate_neon()
+        names += [EMULATED] * emulation.has_kernels_of(op)
     metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -56,11 +61,16 @@ def backend(
         if name in servers and servers[name].process.poll() is not None:  # a sanitizer's finding ends its server
             servers.pop(name).close()
         if name not in servers:
-            servers[name] = remote.neon() if name == NEON else remote.sanitized(name.removeprefix("sanitized-"))
-        monkeypatch.setattr(_native, "call", servers[name].call)
-        monkeypatch.setattr(_native, "count_targets", servers[name].count_targets)
+            servers[name] = start_server(name)
+        servers[name].patch(monkeypatch)
     yield name
     _native.set_isa("")
+
+
+def start_server(name: str) -> remote.Remote:
+    if name == EMULATED:
+        return emulation.emulated()
+    return remote.neon() if name == NEON else remote.sanitized(name.removeprefix("sanitized-"))
 
 
 @pytest.fixture(autouse=True)
@@ -73,4 +83,5 @@ def _same_start() -> Iterator[None]:
 
 def pytest_report_header(config: pytest.Config) -> str:
     neon = "NEON under qemu" if remote.can_emulate_neon() else "no NEON (qemu-user or g++-aarch64-linux-gnu missing)"
-    return f"gpt2c: torch {torch.__version__}, ISAs {', '.join(_native.available_isas())}, {neon}"
+    cuda = "CUDA on the emulator" if emulation.cuda_headers() else "no CUDA (its headers are missing)"
+    return f"gpt2c: torch {torch.__version__}, ISAs {', '.join(_native.available_isas())}, {neon}, {cuda}"

@@ -74,6 +74,37 @@ def test_bf16(backend: str, causal: bool, D: int) -> None:
     check(qkv(2, 2, 50, 70, D, torch.bfloat16), causal=causal)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("D", [8, 64, 72, 128])
+def test_bf16_tiles(backend: str, causal: bool, D: int) -> None:
+    # Three and more tiles of 64 in both directions, and the last ones not full.
+    check(qkv(1, 2, 200, 200, D, torch.bfloat16), causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("Tq", "Tk"), [(3, 200), (200, 3), (65, 129), (129, 65), (64, 64), (1, 65)])
+def test_bf16_cross(backend: str, Tq: int, Tk: int, causal: bool) -> None:
+    check(qkv(2, 1, Tq, Tk, 64, torch.bfloat16), causal=causal)
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+def test_bf16_dropout(backend: str, causal: bool, D: int) -> None:
+    check(qkv(1, 2, 130, 150, D, torch.bfloat16), causal=causal, dropout_p=0.3, seed=SEED)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [5, 64, 128, 256])
+@pytest.mark.parametrize("Tk", [127, 128, 129, 700])
+def test_one_query(backend: str, Tk: int, D: int, dtype: torch.dtype) -> None:
+    # Keys in one piece, in one full one and in several, each with a kernel of its own on a GPU.
+    check(qkv(1, 2, 1, Tk, D, dtype), causal=True)
+
+
+def test_one_query_dropout(backend: str) -> None:
+    check(qkv(1, 2, 1, 300, 64), dropout_p=0.3, seed=SEED)
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5), (2, 0, 5, 5), (2, 2, 0, 5), (2, 2, 5, 0), (2, 2, 0, 0)])
 def test_empty(backend: str, shape: tuple[int, int, int, int]) -> None:
     given = {name: t.requires_grad_() for name, t in qkv(*shape, 8).items()}

@@ -57,7 +57,7 @@ void adamw(DType dtype, void* const* params, const void* const* grads, void* con
     });
 }
 
-void grad_norm(DType dtype, const void* const* grads, const int64_t* sizes, int64_t n_tensors, float* norm,
+void grad_norm(DType dtype, const void* const* grads, const int64_t* sizes, int64_t n_tensors, float* norm, void*,
                int threads) {
     const int64_t chunks = count_chunks(sizes, n_tensors);
     auto* partials = reinterpret_cast<double*>(scratch(Slot::call, chunks * 2));

@@ -205,7 +205,7 @@ void backward_head(const AttentionShape& s, const T* do_, const T* q, const T* k
 }  // namespace
 
 void attention_forward(const AttentionShape& s, const void* q, const void* k, const void* v, void* o, double* lse,
-                       Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides, int threads) {
+                       Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides, void*, int threads) {
     const int64_t blocks = (s.Tq + kQueries - 1) / kQueries;
     dispatch(s.dtype, [&](auto t) {
         using T = decltype(t);
@@ -222,7 +222,7 @@ void attention_forward(const AttentionShape& s, const void* q, const void* k, co
 void attention_backward(const AttentionShape& s, const void* do_, const void* q, const void* k, const void* v,
                         const void* o, const double* lse, void* dq, void* dk, void* dv, Strides do_strides,
                         Strides q_strides, Strides k_strides, Strides v_strides, Strides o_strides, Strides dq_strides,
-                        Strides dk_strides, Strides dv_strides, int threads) {
+                        Strides dk_strides, Strides dv_strides, void*, int threads) {
     dispatch(s.dtype, [&](auto t) {
         using T = decltype(t);
         parallel_for(s.B * s.H, threads, [&](int64_t head) {

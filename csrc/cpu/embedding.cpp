@@ -36,8 +36,8 @@ int64_t embedding_forward(DType dtype, const int64_t* idx, const void* wte, cons
 
 // Tasks are blocks of columns: each walks all positions in order, so that no two tasks write the same element and no
 // sorting is needed for a fixed order of addition.
-int64_t embedding_backward(DType dtype, const int64_t* idx, const void* dx, float* dwte, float* dwpe, int64_t B,
-                           int64_t T, int64_t C, int64_t V, int64_t P, int64_t start, int threads) {
+int64_t embedding_backward(DType dtype, const int64_t* idx, const int64_t*, const void* dx, float* dwte, float* dwpe,
+                           int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start, int threads) {
     const int64_t bad = first_out_of_range(idx, B * T, V);
     if (bad >= 0) return bad;
     constexpr int64_t kZeros = 1 << 16, kColumns = 64;

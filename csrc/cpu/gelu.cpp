@@ -105,7 +105,7 @@ void gelu_forward(DType dtype, const void* x, const void* bias, void* y, int64_t
 }
 
 void gelu_backward(DType dtype, const void* dy, const void* x, const void* bias, void* dx, void* dbias, int64_t N,
-                   int64_t C, bool exact, int threads) {
+                   int64_t C, bool exact, void*, int threads) {
     dispatch(dtype, [&](auto t) {
         using T = decltype(t);
         auto* run = exact ? &backward<Erf, T> : &backward<Tanh, T>;

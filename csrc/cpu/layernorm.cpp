@@ -88,7 +88,7 @@ void layernorm_forward(DType dtype, const void* x, const void* residual, const v
 
 void layernorm_backward(DType dtype, const void* dy, const void* dh, const void* h, const void* weight,
                         const float* mean, const float* rstd, void* dx, void* dweight, void* dbias, int64_t N,
-                        int64_t C, int threads) {
+                        int64_t C, void*, int threads) {
     const Pieces pieces(N);
     float* partials = scratch(Slot::call, pieces.count * 2 * C);
     dispatch(dtype, [&](auto t) {

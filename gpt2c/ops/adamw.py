@@ -6,7 +6,7 @@
     m_hat = m / (1 - beta1^step),   v_hat = v / (1 - beta2^step)
 
 (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2, with lr as the schedule multiplier
-too, as torch.optim.AdamW has it.) Kernel: csrc/cpu/adamw.cpp.
+too, as torch.optim.AdamW has it.) Kernels: csrc/cpu/adamw.cpp, csrc/cuda/adamw.cu.
 """
 
 from __future__ import annotations

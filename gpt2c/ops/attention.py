@@ -3,7 +3,8 @@
     o = dropout(softmax(scale * q k^T + mask)) v,     scale = 1 / sqrt(D) unless given
 
 (Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1.) The forward keeps each row's logsumexp, from which
-the backward rebuilds the probabilities (Dao, "FlashAttention-2", 2023, section 3.1). Kernels: csrc/cpu/attention.cpp.
+the backward rebuilds the probabilities (Dao, "FlashAttention-2", 2023, section 3.1). Kernels: csrc/cpu/attention.cpp,
+csrc/cuda/attention.cu.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ def _run_forward(
     q, k, v = _dense_rows(q, k, v)
     o, lse = _fake_forward(q, k, v, causal, scale, dropout_p, seed)
     shape = _shape(q, k, causal, scale, dropout_p, seed)
-    _native.call("attention_forward", shape, q, k, v, o, lse, *_strides(q, k, v, o))
+    B, H, Tq, D = q.shape
+    workspace = _native.workspace(q, (D + 4) * B * H * math.ceil(k.shape[2] / 128) if Tq == 1 else 0)
+    _native.call("attention_forward", shape, q, k, v, o, lse, *_strides(q, k, v, o), workspace)
     return o, lse
 
 
@@ -156,8 +159,9 @@ def _run_backward(
     grads = _fake_backward(do, q, k, v, o, lse, causal, scale, dropout_p, seed)
     shape = _shape(q, k, causal, scale, dropout_p, seed)
     _native.call(
-        "attention_backward", shape, do, q, k, v, o, lse.contiguous(), *grads, *_strides(do, q, k, v, o, *grads)
-    )
+        "attention_backward", shape, do, q, k, v, o, lse.contiguous(), *grads, *_strides(do, q, k, v, o, *grads),
+        _native.workspace(q, 4 * lse.numel()),
+    )  # fmt: skip
     return grads
 
 

@@ -2,7 +2,7 @@
 
     loss = mean over n with targets[n] != ignore_index of  logsumexp(logits[n]) - logits[n, targets[n]]
 
-Kernels: csrc/cpu/cross_entropy.cpp.
+Kernels: csrc/cpu/cross_entropy.cpp, csrc/cuda/cross_entropy.cu.
 """
 
 from __future__ import annotations
@@ -25,15 +25,21 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> 
     """loss = mean over rows that are not ignored of logsumexp(logits[n]) - logits[n, targets[n]].
 
     logits (N, V) fp32 or bf16; targets (N) int64, each in [0, V) or ignore_index. Returns the loss, 0-dim fp32; nan if
-    every row is ignored, as in torch. Raises IndexError for a target out of range, ValueError or TypeError for a wrong
+    every row is ignored, as in torch. Raises IndexError for a target out of range (on CUDA, an assertion fails on the
+    device instead), ValueError or TypeError for a wrong
     shape, dtype or device.
     """
     return _forward(logits, targets, ignore_index)[0]
 
 
-def count_targets(op: str, targets: Tensor, V: int, ignore_index: int) -> int:
-    """How many targets are not ignored. Raises IndexError if one is not in [0, V) either."""
+def count_targets(op: str, targets: Tensor, V: int, ignore_index: int) -> int | Tensor:
+    """How many targets are not ignored; of targets on a GPU a 0-dim tensor there, which nobody has to wait for.
+
+    Raises IndexError if one is not in [0, V) either; on a GPU an assertion fails there.
+    """
     count = _native.count_targets(targets, V, ignore_index)
+    if isinstance(count, Tensor):
+        return count
     if count < 0:
         n = -1 - count
         raise IndexError(f"{op}: targets[{n}] is {targets[n].item()}, expected [0, {V}) or ignore_index {ignore_index}")
@@ -79,6 +85,8 @@ def _run_backward(dloss: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, i
     N, V = logits.shape
     targets = targets.contiguous()
     count = count_targets("cross_entropy_backward", targets, V, ignore_index)
+    if isinstance(count, Tensor):
+        dloss, count = dloss / count.clamp_min(1), 1
     dlogits = _fake_backward(dloss, logits, targets, lse, ignore_index)
     _native.call(
         "cross_entropy_backward", logits.dtype, dloss, logits.contiguous(), targets, lse.contiguous(), dlogits,

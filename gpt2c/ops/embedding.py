@@ -3,7 +3,8 @@
     x[b, t] = wte[idx[b, t]] + wpe[start + t]
 
 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.) The backward adds the rows
-of one token up in the order of their positions, so it is deterministic. Kernels: csrc/cpu/embedding.cpp.
+of one token up in the order of their positions, so it is deterministic. Kernels: csrc/cpu/embedding.cpp,
+csrc/cuda/embedding.cu.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size:
 
     idx (B, T) int64 with ids in [0, vocab_size); wte (Vp, C), wpe (P, C) fp32 or bf16; vocab_size at most Vp, which
     it is for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C). Raises IndexError for an
-    id or a position out of range, ValueError or TypeError for a wrong shape, dtype or device.
+    id or a position out of range (on CUDA, an id out of range fails an assertion on the device instead), ValueError or
+    TypeError for a wrong shape, dtype or device.
     """
     return _forward(idx, wte, wpe, start, vocab_size)
 
@@ -47,6 +49,7 @@ def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: 
     V = Vp if vocab_size is None else vocab_size
     x = _fake_forward(idx, wte, wpe, start, vocab_size)
     idx = idx.contiguous()
+    _native.assert_on_device(idx, V)
     bad = _native.call("embedding_forward", wte.dtype, idx, wte.contiguous(), wpe.contiguous(), x, B, T, C, V, start)
     if bad >= 0:
         raise IndexError(
@@ -79,8 +82,9 @@ def _run_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> tuple[
     dwte = torch.empty(V, C, dtype=torch.float32, device=dx.device)
     dwpe = torch.empty(P, C, dtype=torch.float32, device=dx.device)
     bad = _native.call(
-        "embedding_backward", dx.dtype, idx.contiguous(), dx.contiguous(), dwte, dwpe, B, T, C, V, P, start
-    )
+        "embedding_backward", dx.dtype, idx.contiguous(), _native.stable_order(idx), dx.contiguous(), dwte, dwpe,
+        B, T, C, V, P, start,
+    )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"embedding_backward: idx[{bad // T}, {bad % T}] is out of range, expected ids in [0, {V})")
     return dwte.to(dx.dtype), dwpe.to(dx.dtype)

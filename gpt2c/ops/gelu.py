@@ -3,7 +3,8 @@
     tanh:  gelu(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))       what GPT-2 was trained with
     none:  gelu(x) = x Phi(x) = x / 2 (1 + erf(x / sqrt(2)))                 the exact form
 
-(Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016, section 2.) Kernels: csrc/cpu/gelu.cpp.
+(Hendrycks & Gimpel, "Gaussian Error Linear Units", 2016, section 2.) Kernels: csrc/cpu/gelu.cpp,
+csrc/cuda/gelu.cu.
 """
 
 from __future__ import annotations
@@ -76,9 +77,11 @@ def _check_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str
 
 def _run_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
     dx, dbias = _fake_backward(dy, x, bias, approximate)
+    N, C = _rows_and_columns(x)
     _native.call(
         "gelu_backward", x.dtype, dy.contiguous(), x.contiguous(), None if bias is None else bias.contiguous(),
-        dx, None if bias is None else dbias, *_rows_and_columns(x), approximate == "none",
+        dx, None if bias is None else dbias, N, C, approximate == "none",
+        None if bias is None else _native.workspace(x, C * min(N, 512)),
     )  # fmt: skip
     return dx, dbias
 

@@ -6,7 +6,7 @@ networks", 2013, section 3.2).
 Squares, and runs of 1024 of them, are summed in fp32, the runs in float64, in a fixed order. So elements beyond 1e19
 give inf, as with torch's clipping.
 
-Kernel: csrc/cpu/adamw.cpp, next to the update that uses it.
+Kernels: csrc/cpu/adamw.cpp, csrc/cuda/adamw.cu, next to the update that uses it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def _run(grads: list[Tensor]) -> Tensor:
     norm = _fake(grads)
     contiguous = [g.contiguous() for g in grads]
     sizes = torch.tensor([g.numel() for g in grads])
-    _native.call("grad_norm", grads[0].dtype, contiguous, sizes, len(grads), norm)
+    chunks = sum(-(-g.numel() // 16384) for g in grads)
+    _native.call("grad_norm", grads[0].dtype, contiguous, sizes, len(grads), norm, _native.workspace(norm, 2 * chunks))
     return norm
 
 

@@ -2,7 +2,8 @@
 
     y = (h - mean(h)) * rstd * weight + bias,    rstd = 1 / sqrt(var(h) + eps),    h = x  or  x + residual
 
-with the biased variance (Ba, Kiros & Hinton, "Layer Normalization", 2016, section 3). Kernels: csrc/cpu/layernorm.cpp.
+with the biased variance (Ba, Kiros & Hinton, "Layer Normalization", 2016, section 3). Kernels: csrc/cpu/layernorm.cpp,
+csrc/cuda/layernorm.cu.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def _run_backward(
     _native.call(
         "layernorm_backward", h.dtype, dy.contiguous(), dh, h.contiguous(), weight.contiguous(),
         mean.contiguous(), rstd.contiguous(), dx, dweight, dbias, mean.numel(), h.shape[-1],
+        _native.workspace(h, 2 * h.shape[-1] * min(mean.numel(), 512)),
     )  # fmt: skip
     return dx, dweight, dbias
 

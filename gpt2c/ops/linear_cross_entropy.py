@@ -67,7 +67,10 @@ def _run_forward(
     dweight_sum = dweight if x.dtype == torch.float32 else torch.empty_like(dweight, dtype=torch.float32)
     lse = torch.empty(len(logits), dtype=torch.float64, device=x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    one = torch.ones((), dtype=torch.float32, device=x.device)
+    dloss = torch.ones((), dtype=torch.float32, device=x.device)
+    divisor = count
+    if isinstance(count, Tensor):
+        dloss, divisor = dloss / count.clamp_min(1), 1
     for start in range(0, N, CHUNK_ROWS):
         rows = slice(start, min(start + CHUNK_ROWS, N))
         n = rows.stop - start
@@ -76,7 +79,7 @@ def _run_forward(
         _native.call("cross_entropy_forward", x.dtype, logits, targets[rows], lse, total, *sizes)
         if need_grad:
             _native.call(
-                "cross_entropy_backward", x.dtype, one, logits, targets[rows], lse, logits, *sizes, max(count, 1)
+                "cross_entropy_backward", x.dtype, dloss, logits, targets[rows], lse, logits, *sizes, max(divisor, 1)
             )
             torch.mm(logits[:n, :vocab_size], weight[:vocab_size], out=dx[rows])
             _accumulate(dweight_sum, logits[:n].T, x[rows], first=start == 0)

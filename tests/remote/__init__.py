@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,13 +22,13 @@ from gpt2c import _native
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def build(name: str, *options: str) -> Path:
-    """The kernel server, built by CMake with `options` below build/; returns the program."""
+def build(name: str, *options: str, source: Path = ROOT) -> Path:
+    """The kernel server of the CMake project `source`, built with `options` below build/; returns the program."""
     folder = ROOT / "build" / f"remote-{name}"
     # The one that `make test` installs beside this Python, or the system's.
     cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert cmake, "cmake not found: install it (pip install cmake)"
-    configure = [cmake, "-S", ROOT, "-B", folder, "-DGPT2C_PYTHON=OFF", *options]
+    configure = [cmake, "-S", source, "-B", folder, *options]
     for command in (configure, [cmake, "--build", folder, "--parallel", "2"]):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout}"
@@ -40,12 +41,12 @@ def can_emulate_neon() -> bool:
 
 def neon() -> Remote:
     cross = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_EXE_LINKER_FLAGS=-static")
-    program = build("neon", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++", *cross)
+    program = build("neon", "-DGPT2C_PYTHON=OFF", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++", *cross)
     return Remote(["qemu-aarch64", program, "neon"])
 
 
 def sanitized(isa: str) -> Remote:
-    return Remote([build("sanitized", "-DGPT2C_SANITIZE=ON"), isa])
+    return Remote([build("sanitized", "-DGPT2C_PYTHON=OFF", "-DGPT2C_SANITIZE=ON"), isa])
 
 
 class Remote:
@@ -54,6 +55,11 @@ class Remote:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=0
         )
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        """Lets gpt2c call this process's kernels."""
+        patch.setattr(_native, "call", self.call)
+        patch.setattr(_native, "count_targets", self.count_targets)
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -76,6 +82,9 @@ class Remote:
             self._write(struct.pack("<q", size))
             self._write(view)
         self._write(struct.pack("<q", len(words)) + b"".join(words))
+        (length,) = struct.unpack("<q", self._read(8))
+        if length:
+            raise AssertionError(f"{kernel}: {self._read(length).decode()}")
         (result,) = struct.unpack("<q", self._read(8))
         for view, size in buffers:
             view[:] = self._read(size)

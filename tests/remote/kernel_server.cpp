@@ -2,17 +2,19 @@
 // built for another (under an emulator) or with sanitizers, without Python there.
 //
 // A request is words of 8 bytes: the length of the kernel's name, the name, the number of buffers, and for each its
-// size and bytes; then the number of arguments and the arguments. An answer is the kernel's result and all buffers.
+// size and bytes; then the number of arguments and the arguments. An answer is the length of an error message and the
+// message; where that is empty, the kernel's result and all buffers follow.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <exception>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "cpu/cpuid.h"
-#include "kernels.h"
+#include "backend.h"
 
 using namespace gpt2c;
 
@@ -41,18 +43,21 @@ struct Request {
         buffers.resize(read_word());
         for (auto& [data, size] : buffers) {
             size = read_word();
-            data = static_cast<char*>(std::malloc(size));
+            data = static_cast<char*>(allocate_buffer(size));
             read_bytes(data, size);
         }
         words.resize(read_word());
         read_bytes(words.data(), words.size() * sizeof(int64_t));
     }
 
-    void answer(int64_t result) {
-        write_bytes(&result, sizeof result);
+    void answer(int64_t result, const std::string& error) {
+        const auto length = static_cast<int64_t>(error.size());
+        write_bytes(&length, sizeof length);
+        write_bytes(error.data(), error.size());
+        if (error.empty()) write_bytes(&result, sizeof result);
         for (auto& [data, size] : buffers) {
-            write_bytes(data, size);
-            std::free(data);
+            if (error.empty()) write_bytes(data, size);
+            free_buffer(data);
         }
         std::fflush(stdout);
     }
@@ -104,6 +109,7 @@ struct Read<AttentionShape> {
 template <class R, class... Params>
 int64_t run(R (*kernel)(Params...), Request& request) {
     // Braces: the arguments are read from left to right.
+    if (!kernel) throw std::runtime_error("this backend has no such kernel");
     std::tuple<std::remove_cv_t<std::remove_reference_t<Params>>...> args{
         Read<std::remove_cv_t<std::remove_reference_t<Params>>>::from(request)...};
     if constexpr (std::is_void_v<R>) {
@@ -114,31 +120,34 @@ int64_t run(R (*kernel)(Params...), Request& request) {
     }
 }
 
-const Kernels* find(const char* name) {
-    int count = 0;
-    const Isa* list = isas(&count);
-    for (int i = 0; i < count; ++i)
-        if (list[i].supported && !std::strcmp(name, list[i].name)) return list[i].kernels;
-    std::fprintf(stderr, "kernel_server: ISA %s is not available here\n", name);
-    std::exit(2);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
     if (argc != 2) {
-        std::fprintf(stderr, "usage: kernel_server ISA\n");
+        std::fprintf(stderr, "usage: kernel_server BACKEND\n");
         return 2;
     }
-    const Kernels& kernels = *find(argv[1]);
+    const Kernels* found = find_backend(argv[1]);
+    if (!found) {
+        std::fprintf(stderr, "kernel_server: backend %s is not available here\n", argv[1]);
+        return 2;
+    }
+    const Kernels& kernels = *found;
     for (;;) {
         std::string name(read_word(), ' ');
         read_bytes(name.data(), name.size());
         Request request;
         request.receive();
+        int64_t result = 0;
+        std::string error;
+        try {
 #define GPT2C_RUN(kernel) \
-    if (name == #kernel) request.answer(run(kernels.kernel, request));
-        GPT2C_KERNELS(GPT2C_RUN)
+    if (name == #kernel) result = run(kernels.kernel, request);
+            GPT2C_KERNELS(GPT2C_RUN)
 #undef GPT2C_RUN
+        } catch (const std::exception& problem) {
+            error = problem.what();
+        }
+        request.answer(result, error);
     }
 }

@@ -1,0 +1,101 @@
+// The forward gives a block to each position. The backward gives one to each position in the order of ids, of which
+// the first of an id adds all rows of that id up, in the order of their positions: no atomics, always the same sum.
+#include "cuda/cuda.h"
+#include "cuda/device.cuh"
+#include "cuda/launch.cuh"
+
+namespace gpt2c::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const int64_t* idx, const T* wte, const T* wpe, T* x, int64_t T_, int64_t C, int64_t vocabulary) {
+    const int64_t n = blockIdx.x, id = idx[n];
+    const bool known = id >= 0 && id < vocabulary;
+    const T* token = wte + (known ? id : 0) * C;
+    const T* position = wpe + n % T_ * C;
+    for (int64_t c = static_cast<int64_t>(threadIdx.x) * V; c < C; c += blockDim.x * V) {
+        Floats<V> v = load<V>(token + c);
+        const Floats<V> p = load<V>(position + c);
+#pragma unroll
+        for (int i = 0; i < V; ++i) v[i] = known ? v[i] + p[i] : __int_as_float(0x7fffffff);
+        store<V>(x + n * C + c, v);
+    }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) token_kernel(const int64_t* idx, const int64_t* order, const T* dx,
+                                                         float* dwte, int64_t N, int64_t C, int64_t vocabulary) {
+    const int64_t first = blockIdx.x, id = idx[order[first]];
+    if (id < 0 || id >= vocabulary || (first > 0 && idx[order[first - 1]] == id)) return;
+    for (int64_t c = static_cast<int64_t>(threadIdx.x) * V; c < C; c += blockDim.x * V) {
+        Floats<V> sum{};
+        for (int64_t i = first; i < N; ++i) {
+            const int64_t n = order[i];
+            if (idx[n] != id) break;
+            const Floats<V> d = load<V>(dx + n * C + c);
+#pragma unroll
+            for (int j = 0; j < V; ++j) sum[j] += d[j];
+        }
+        store_floats<V>(dwte + id * C + c, sum);
+    }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    position_kernel(const T* dx, float* dwpe, int64_t B, int64_t T_, int64_t C) {
+    const int64_t t = blockIdx.x;
+    for (int64_t c = static_cast<int64_t>(threadIdx.x) * V; c < C; c += blockDim.x * V) {
+        Floats<V> sum{};
+        for (int64_t b = 0; b < B; ++b) {
+            const Floats<V> d = load<V>(dx + (b * T_ + t) * C + c);
+#pragma unroll
+            for (int j = 0; j < V; ++j) sum[j] += d[j];
+        }
+        store_floats<V>(dwpe + t * C + c, sum);
+    }
+}
+
+dim3 threads_for(int64_t C, int V) {
+    const int64_t needed = ceil_div<int64_t>(ceil_div<int64_t>(C, V), kWarp) * kWarp;
+    return dim3(static_cast<unsigned>(needed < kThreads ? needed : kThreads));
+}
+
+}  // namespace
+
+int64_t embedding_forward(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x, int64_t B,
+                          int64_t T, int64_t C, int64_t V, int64_t start, int) {
+    if (!C) return -1;
+    dispatch(dtype, [&](auto t) {
+        using E = decltype(t);
+        with_vector<E>(vectorizable<E>(C, wte, wpe, x), [&](auto vector) {
+            launch("embedding_forward", forward_kernel<E, vector>, dim3(static_cast<unsigned>(B * T)),
+                   threads_for(C, vector), 0, idx, static_cast<const E*>(wte), static_cast<const E*>(wpe) + start * C,
+                   static_cast<E*>(x), T, C, V);
+        });
+    });
+    return -1;
+}
+
+int64_t embedding_backward(DType dtype, const int64_t* idx, const int64_t* order, const void* dx, float* dwte,
+                           float* dwpe, int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start, int) {
+    fill_zero("embedding_backward", dwte, V * C * sizeof(float));
+    fill_zero("embedding_backward", dwpe, P * C * sizeof(float));
+    if (!C || !B) return -1;
+    dispatch(dtype, [&](auto t) {
+        using E = decltype(t);
+        const auto* dx_ = static_cast<const E*>(dx);
+        with_vector<E>(vectorizable<E>(C, dx, dwte, dwpe), [&](auto vector) {
+            const dim3 threads = threads_for(C, vector);
+            launch("embedding_backward", token_kernel<E, vector>, dim3(static_cast<unsigned>(B * T)), threads, 0, idx,
+                   order, dx_, dwte, B * T, C, V);
+            launch("embedding_backward", position_kernel<E, vector>, dim3(static_cast<unsigned>(T)), threads, 0, dx_,
+                   dwpe + start * C, B, T, C);
+        });
+    });
+    return -1;
+}
+
+}  // namespace gpt2c::cuda

@@ -1,0 +1,69 @@
+"""The CUDA kernels' own source on this CPU: compiled by g++ for the emulator of this folder, and called like the
+kernels of tests/remote."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import remote
+import torch
+from torch import Tensor
+
+from gpt2c import _native
+
+FOLDER = Path(__file__).parent
+SEED = 1  # of the order in which threads take turns
+
+
+def cuda_headers() -> Path | None:
+    """The folder of CUDA's headers: of the toolkit, or of PyPI's nvidia-cuda-runtime and nvidia-cuda-crt."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    candidates = [Path(nvcc).resolve().parents[1] / "include", Path("/usr/local/cuda/include")]
+    spec = importlib.util.find_spec("nvidia")
+    for location in spec.submodule_search_locations if spec else ():
+        candidates += sorted(Path(location).glob("cu*/include"), reverse=True)
+    return next((c for c in candidates if (c / "cuda_runtime_api.h").exists() and (c / "crt").is_dir()), None)
+
+
+def build() -> Path:
+    headers = cuda_headers()
+    assert headers, "CUDA's headers not found: install them (pip install nvidia-cuda-runtime nvidia-cuda-crt)"
+    return remote.build("emulation", f"-DGPT2C_CUDA_HEADERS={headers}", source=FOLDER)
+
+
+def emulated(order: str = f"shuffled:{SEED}") -> Emulated:
+    """order: of a block's threads, and what to leave out, as tests/emulation/backend.cpp has it."""
+    return Emulated([build(), order])
+
+
+def has_kernels_of(op: str) -> bool:
+    """Whether the kernels that tests/test_<op>.py needs are there."""
+    file = {"grad_norm": "adamw", "linear_cross_entropy": "cross_entropy"}.get(op, op)
+    return cuda_headers() is not None and (remote.ROOT / "csrc" / "cuda" / f"{file}.cu").exists()
+
+
+class Emulated(remote.Remote):
+    """The CUDA backend as gpt2c._native sees it: its tensors are the CPU's, all else is what tensors on a GPU get."""
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        super().patch(patch)
+        patch.setattr(_native, "workspace", self.workspace)
+        patch.setattr(_native, "stable_order", _native._stable_order)
+
+    def call(self, kernel: str, *args: object) -> int:
+        if kernel.startswith("embedding"):  # what torch asserts on a GPU is known at once here
+            idx, V = args[1].reshape(-1), args[8 if kernel == "embedding_forward" else 9]
+            bad = ((idx < 0) | (idx >= V)).nonzero()
+            if len(bad):
+                return int(bad[0])
+        return super().call(kernel, *args)
+
+    def count_targets(self, targets: Tensor, V: int, ignore_index: int) -> Tensor:
+        return _native._count_on_device(targets, V, ignore_index)
+
+    def workspace(self, like: Tensor, floats: int) -> Tensor:
+        """What _native.workspace is for tensors on a GPU; garbage that shows."""
+        return torch.full((floats,), torch.nan)

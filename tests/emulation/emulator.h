@@ -1,0 +1,76 @@
+// Runs CUDA kernels on a CPU, one fibre per CUDA thread, and checks what they do with memory.
+//
+// A block's fibres take turns in an order that a seed shuffles. Kernels are compiled with -fsanitize=thread, whose
+// hooks (checker.cpp) see every load and store; nothing of the sanitizer itself is linked.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace emulator {
+
+// Where in the source a barrier or an exchange stands.
+struct Site {
+    const char* file = nullptr;
+    int line = 0;
+    bool operator==(const Site& other) const;
+    std::string name() const;
+};
+#define EMULATOR_SITE emulator::Site site = {__builtin_FILE(), __builtin_LINE()}
+
+// CUDA's built-in variables, of the fibre that runs.
+struct Position {
+    uint3 thread, block;
+    dim3 block_size, grid_size;
+};
+extern Position position;
+
+// ---- what a kernel can do (scheduler.cpp, warp.cpp, copies.cpp)
+void block_barrier(Site site);
+
+enum class Exchange { sync, shuffle, shuffle_xor, shuffle_down, shuffle_up, ballot, ldmatrix, ldmatrix_trans, mma };
+struct Request {
+    Exchange kind;
+    unsigned mask;
+    uint64_t value;
+    int argument;  // a shuffle's lane or distance
+    int width;
+    void* operands;  // ldmatrix's or mma's
+};
+// Waits for the lanes of the mask, which must come to the same site.
+uint64_t warp_exchange(const Request& request, Site site);
+
+enum class Half { bf16, f16 };
+void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed, Site site);
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Half type, Site site);
+
+void cp_async(void* shared, const void* global, bool valid, Site site);
+void cp_async_commit();
+void cp_async_wait(int keep, Site site);
+
+unsigned char* dynamic_shared();
+uint4 load16(const void* p);
+void store16(void* p, uint4 value);
+
+// ---- what the host does
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, void (*call)(const void*),
+                   const void* closure);
+
+// Memory that kernels may touch, at a 256-byte aligned address as cudaMalloc gives it, with room around that they may
+// not touch.
+void* allocate(size_t size, const std::string& name);
+void deallocate(void* p);
+
+// The order in which a block's threads (and the blocks) run.
+enum class Order { forward, reversed, shuffled };
+void configure(Order order, uint64_t seed);
+
+// Barriers, __syncwarp and waits for copies are left out at this site ("file:line"), to see that it is noticed.
+void skip_site(const std::string& name);
+// Every such site that was reached so far.
+std::string reached_sites();
+
+}  // namespace emulator
