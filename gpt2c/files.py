@@ -33,19 +33,29 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, contents: bytes) -> None:
-    """Replace `path` at once: after a crash or on a full disk it holds the old contents or the new. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.tmp")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a temporary file to write, then put it in `path`'s place at once.
+
+    After a crash or on a full disk `path` holds the old contents or the new. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
+        fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     fsync(path.parent)
+
+
+def write_atomically(path: Path, contents: bytes) -> None:
+    """Replace `path` by a file of these contents at once, as `replacing` does. Raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(contents)
 
 
 def fsync(path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from gpt2c.config import GPT2Config
-from gpt2c.errors import UserError
+from gpt2c.errors import UserError, reason
+from gpt2c.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
@@ -79,10 +80,11 @@ def save(model: GPT2, folder: str | os.PathLike[str]) -> None:
     settings = json.dumps(_settings(model), indent=2) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        _replace(folder / CONFIG, lambda path: path.write_text(settings, encoding="utf-8"))
+        with replacing(folder / WEIGHTS) as path:
+            save_file(tensors, path, metadata={"format": "pt"})
+        write_atomically(folder / CONFIG, settings.encode())
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot save the model in {folder}: {_reason(error)}") from error
+        raise UserError(f"cannot save the model in {folder}: {reason(error)}") from error
 
 
 def read_config(folder: Path) -> GPT2Config:
@@ -93,7 +95,7 @@ def read_config(folder: Path) -> GPT2Config:
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no {CONFIG}, expected a model in Hugging Face's GPT-2 format") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as JSON: {_reason(error)}") from error
+        raise UserError(f"cannot read {path} as JSON: {reason(error)}") from error
     if not isinstance(settings, dict) or "model_type" not in settings:
         raise UserError(f"{path} names no model_type, expected 'gpt2'")
     for key, accepted in REQUIRED.items():
@@ -156,7 +158,7 @@ def _find(name: str | os.PathLike[str]) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, INDEX, "model-*.safetensors"]))
     except Exception as error:  # its errors (network, missing, private) share no base class
         raise UserError(
-            f"{name} is not a folder, and taking it from the Hugging Face hub failed: {_reason(error)}"
+            f"{name} is not a folder, and taking it from the Hugging Face hub failed: {reason(error)}"
         ) from error
 
 
@@ -167,7 +169,7 @@ def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is not a whole safetensors file: {_reason(error)}") from error
+            raise UserError(f"{path} is not a whole safetensors file: {reason(error)}") from error
         for key in file.keys():
             name = key.removeprefix("transformer.")
             if name in tensors:
@@ -229,30 +231,3 @@ def _check_tensors(folder: Path, tensors: dict[str, Any], config: GPT2Config) ->
     unexpected.discard("lm_head.weight")
     if unexpected:
         raise UserError(f"{folder} holds the tensor {min(unexpected)}, which a GPT-2 of its {CONFIG} does not have")
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` write a temporary file beside `path`, then puts it in path's place at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself reaches the disk with the folder, where folders can be opened
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of the error, without Python's `[Errno 28]` and the path repeated."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")
