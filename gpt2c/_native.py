@@ -19,7 +19,8 @@ except ModuleNotFoundError as error:
         " source folder"
     ) from error
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the numbers of csrc/dtype.h
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the numbers of csrc/dtype.h
+CPU_DTYPES = (torch.float32, torch.bfloat16)  # what the CPU's kernels take of them
 
 
 def available_isas() -> list[str]:

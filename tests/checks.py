@@ -12,7 +12,8 @@ from torch import Tensor
 SIZES = (1, 7, 64, 1023)
 # One past each vector (1, 4, 8, 16 lanes) and each tile.
 EDGES = (5, 9, 17, 49, 65)
-DTYPES = (torch.float32, torch.bfloat16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *HALF_DTYPES)
 MAGNITUDES = (1e-4, 1.0, 1e4)
 
 

@@ -40,6 +40,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("backend", names, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if _exists(getattr(getattr(item, "callspec", None), "params", {}))]
+
+
+def _exists(params: dict[str, object]) -> bool:
+    """Whether the test's backend has kernels for its dtype."""
+    backend, dtype = str(params.get("backend", "")), params.get("dtype")
+    return backend.startswith("cuda") or dtype is None or dtype in _native.CPU_DTYPES
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[dict[str, remote.Remote]]:
     """The kernel servers that have been started, by backend."""

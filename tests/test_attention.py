@@ -4,6 +4,7 @@ import pytest
 import torch
 from checks import (
     DTYPES,
+    HALF_DTYPES,
     assert_close,
     check_deterministic,
     check_double_use,
@@ -68,29 +69,43 @@ def test_head_dim(backend: str, D: int) -> None:
     check(qkv(1, 2, 20, 70, D), causal=True)
 
 
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("D", [5, 16, 64])
 @pytest.mark.parametrize("causal", [False, True])
-def test_bf16(backend: str, causal: bool, D: int) -> None:
-    check(qkv(2, 2, 50, 70, D, torch.bfloat16), causal=causal)
+def test_half(backend: str, causal: bool, D: int, dtype: torch.dtype) -> None:
+    check(qkv(2, 2, 50, 70, D, dtype), causal=causal)
 
 
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("D", [8, 64, 72, 128])
-def test_bf16_tiles(backend: str, causal: bool, D: int) -> None:
+def test_half_tiles(backend: str, causal: bool, D: int, dtype: torch.dtype) -> None:
     # Three and more tiles of 64 in both directions, and the last ones not full.
-    check(qkv(1, 2, 200, 200, D, torch.bfloat16), causal=causal)
+    check(qkv(1, 2, 200, 200, D, dtype), causal=causal)
 
 
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("Tq", "Tk"), [(3, 200), (200, 3), (65, 129), (129, 65), (64, 64), (1, 65)])
-def test_bf16_cross(backend: str, Tq: int, Tk: int, causal: bool) -> None:
-    check(qkv(2, 1, Tq, Tk, 64, torch.bfloat16), causal=causal)
+def test_half_cross(backend: str, Tq: int, Tk: int, causal: bool, dtype: torch.dtype) -> None:
+    check(qkv(2, 1, Tq, Tk, 64, dtype), causal=causal)
 
 
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
 @pytest.mark.parametrize("D", [64, 128])
 @pytest.mark.parametrize("causal", [False, True])
-def test_bf16_dropout(backend: str, causal: bool, D: int) -> None:
-    check(qkv(1, 2, 130, 150, D, torch.bfloat16), causal=causal, dropout_p=0.3, seed=SEED)
+def test_half_dropout(backend: str, causal: bool, D: int, dtype: torch.dtype) -> None:
+    check(qkv(1, 2, 130, 150, D, dtype), causal=causal, dropout_p=0.3, seed=SEED)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_half_magnitudes(backend: str, scale: float, dtype: torch.dtype) -> None:
+    # Scores of 1e6 next to fp16's largest number, 65504. In the backward do v must fit into fp16, so v grows no more.
+    given = qkv(1, 2, 130, 70, 64, dtype)
+    given["q"] *= scale
+    given["k"] *= scale
+    check(given, scale=scale**-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -304,7 +319,12 @@ def ones(*shape: int, **settings: object) -> Tensor:
         ({"q": ones(2, 5, 8)}, ValueError, r"attention: q has shape \(2, 5, 8\), expected \(B, H, Tq, D\)"),
         ({"k": ones(2, 2, 5, 9)}, ValueError, r"attention: k has shape \(2, 2, 5, 9\), expected \(2, 2, 5, 8\)"),
         ({"v": ones(2, 2, 6, 8)}, ValueError, r"attention: v has shape \(2, 2, 6, 8\), expected \(2, 2, 5, 8\)"),
-        ({"q": ones(2, 2, 5, 8).double()}, TypeError, "q has dtype torch.float64"),
+        ({"q": ones(2, 2, 5, 8).double()}, TypeError, "q has dtype torch.float64, expected torch.float32 or torch.bfl"),
+        (
+            {n: ones(2, 2, 5, 8).half() for n in "qkv"},
+            TypeError,
+            r"attention: q has dtype torch.float16, .* \(torch.float16 runs on CUDA only\)",
+        ),
         ({"v": ones(2, 2, 5, 8).bfloat16()}, TypeError, "v has dtype torch.bfloat16, expected torch.float32 like q"),
         ({"k": ones(2, 2, 5, 8, device="meta")}, ValueError, "attention: k is on meta, expected cpu"),
         ({n: ones(1, 1, 2, 257) for n in "qkv"}, ValueError, "the head dimension of q is 257, expected 1 to 256"),

@@ -3,6 +3,7 @@ import torch
 from checks import (
     DTYPES,
     EDGES,
+    HALF_DTYPES,
     MAGNITUDES,
     SIZES,
     check_deterministic,
@@ -92,12 +93,16 @@ def test_non_finite_is_seen(backend: str, bad: float) -> None:
         assert y[1].isnan().any() and not y[0].isnan().any() and not y[2].isnan().any()
 
 
-def test_bf16_rounding(backend: str) -> None:
-    # h = x + residual is exact in fp32 up to one rounding, then rounded to bf16 to nearest, ties to even.
-    x = torch.cat([torch.tensor([1.0, 1.0078125, torch.nan, torch.inf, 3.3895e38]), randn(5000)]).bfloat16()
-    residual = torch.cat([torch.tensor([2.0**-8, 2.0**-8, 1.0, 1.0, 3e38]), randn(5000, scale=1e-2)]).bfloat16()
-    h, _ = ops.residual_layernorm(x, residual, x.new_ones(5005), x.new_zeros(5005))
-    expected = (x.float() + residual.float()).bfloat16()
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_rounding(backend: str, dtype: torch.dtype) -> None:
+    # h = x + residual is exact in fp32 up to one rounding, then rounded to 16 bits to nearest, ties to even.
+    ulp, top, smallest = torch.finfo(dtype).eps, torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal
+    ties = [(1.0, ulp / 2), (1.0 + ulp, ulp / 2), (smallest / 2, smallest * ulp)]
+    ties += [(top, top * ulp / 8), (top, top * ulp / 4 * (1 + ulp)), (-top, -top), (torch.nan, 1.0), (torch.inf, 1.0)]
+    x = torch.cat([torch.tensor([a for a, _ in ties]), randn(5000)]).to(dtype)
+    residual = torch.cat([torch.tensor([b for _, b in ties]), randn(5000, scale=1e-2)]).to(dtype)
+    h, _ = ops.residual_layernorm(x, residual, torch.ones_like(x), torch.zeros_like(x))
+    expected = (x.float() + residual.float()).to(dtype)
     assert torch.equal(h.isnan(), expected.isnan()) and torch.equal(h.nan_to_num(), expected.nan_to_num())
 
 

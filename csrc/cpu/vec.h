@@ -34,6 +34,12 @@ GPT2C_INLINE To bitcast(From from) {
 // x - 0 rather than 0 + x: it keeps the sign of -0.
 GPT2C_INLINE vf broadcast(float x) { return x - vf{}; }
 
+// No fp16 on the CPU, where nothing is gained over bf16, which has the range of fp32: Python refuses it.
+template <class F>
+GPT2C_INLINE void dispatch(DType dtype, F&& f) {
+    dispatch_among<float, bf16>(dtype, f);
+}
+
 // ---- memory: any alignment; bf16 is widened on load and rounded to nearest even on store
 GPT2C_INLINE vf load(const float* p) {
     vf v;

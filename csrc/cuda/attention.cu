@@ -14,7 +14,7 @@ bool has_tensor_cores() {
 
 // Tensor cores take 16-bit rows of whole 16-byte chunks; their softmax wants a positive scale.
 bool suits_tensor_cores(const AttentionShape& s, bool aligned) {
-    return s.dtype == DType::bf16 && s.D <= 128 && s.D % 8 == 0 && s.scale > 0 && aligned && has_tensor_cores();
+    return s.dtype != DType::f32 && s.D <= 128 && s.D % 8 == 0 && s.scale > 0 && aligned && has_tensor_cores();
 }
 
 }  // namespace

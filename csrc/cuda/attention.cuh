@@ -47,8 +47,9 @@ __device__ __forceinline__ uint32_t select(const uint32_t (&word)[4], int index)
 }
 
 // Two elements in one word, the first in the low half.
-__device__ inline uint32_t pack_bf16(float low, float high) {
-    return from_float<bf16>(low).bits | static_cast<uint32_t>(from_float<bf16>(high).bits) << 16;
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+    return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
 
 // A block's head and which of the head's `blocks` pieces it has. The last pieces come first: under a causal mask they

@@ -57,7 +57,7 @@ void attention_backward_simt(const AttentionBackward& a, const RowStats* stats);
 constexpr int kDecodeKeys = 128;
 void attention_decode(const AttentionForward& a, float* partials);
 
-// Tensor cores: bf16, D a multiple of 8 up to 128, rows of all tensors on 16 bytes, scale > 0.
+// Tensor cores: bf16 or fp16, D a multiple of 8 up to 128, rows of all tensors on 16 bytes, scale > 0.
 void attention_forward_mma(const AttentionForward& a);
 void attention_backward_mma(const AttentionBackward& a, const RowStats* stats);
 

@@ -12,16 +12,13 @@ namespace gpt2c::cuda {
 
 constexpr int kMmaThreads = 128, kMmaWarps = kMmaThreads / kWarp;
 
-// What is the same for both 16-bit types but for its name.
 template <class T>
-struct Half;
-template <>
-struct Half<bf16> {
-    static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if constexpr (kDType<T> == DType::bf16)
         mma_bf16(d, a, b0, b1);
-    }
-    static __device__ __forceinline__ uint32_t pack(float low, float high) { return pack_bf16(low, high); }
-};
+    else
+        mma_f16(d, a, b0, b1);
+}
 
 // Rows of D elements in shared memory in chunks of 16 bytes. ldmatrix reads one chunk of 8 rows in turn: the exclusive
 // or puts them into different banks.
@@ -105,8 +102,8 @@ __device__ __forceinline__ void multiply(const OwnRows<T, D, M, held>& own, Half
             ldmatrix_x4(b, other.chunk(16 * n + lane / 16 * 8 + lane % 8, 2 * s + lane / 8 % 2));
 #pragma unroll
             for (int m = 0; m < M; ++m) {
-                Half<T>::mma(out[m][2 * n], a[m], b[0], b[1]);
-                Half<T>::mma(out[m][2 * n + 1], a[m], b[2], b[3]);
+                mma<T>(out[m][2 * n], a[m], b[0], b[1]);
+                mma<T>(out[m][2 * n + 1], a[m], b[2], b[3]);
             }
         }
     }
@@ -122,10 +119,10 @@ __device__ __forceinline__ void accumulate(const Fragments<M, N>& factors, HalfT
 #pragma unroll
         for (int m = 0; m < M; ++m) {
             const float (&left)[4] = factors[m][2 * s], (&right)[4] = factors[m][2 * s + 1];
-            a[m][0] = Half<T>::pack(left[0], left[1]);
-            a[m][1] = Half<T>::pack(left[2], left[3]);
-            a[m][2] = Half<T>::pack(right[0], right[1]);
-            a[m][3] = Half<T>::pack(right[2], right[3]);
+            a[m][0] = pack<T>(left[0], left[1]);
+            a[m][1] = pack<T>(left[2], left[3]);
+            a[m][2] = pack<T>(right[0], right[1]);
+            a[m][3] = pack<T>(right[2], right[3]);
         }
 #pragma unroll
         for (int n = 0; n < D / 16; ++n) {
@@ -133,8 +130,8 @@ __device__ __forceinline__ void accumulate(const Fragments<M, N>& factors, HalfT
             ldmatrix_x4_trans(b, other.chunk(16 * s + lane % 16, 2 * n + lane / 16));
 #pragma unroll
             for (int m = 0; m < M; ++m) {
-                Half<T>::mma(acc[m][2 * n], a[m], b[0], b[1]);
-                Half<T>::mma(acc[m][2 * n + 1], a[m], b[2], b[3]);
+                mma<T>(acc[m][2 * n], a[m], b[0], b[1]);
+                mma<T>(acc[m][2 * n + 1], a[m], b[2], b[3]);
             }
         }
     }
@@ -155,7 +152,7 @@ __device__ __forceinline__ void store_rows(const Fragments<M, D>& acc, const flo
             for (int half = 0; half < 2; ++half) {
                 const int row = tile_row + 16 * m + 8 * half + lane / 4;
                 *reinterpret_cast<uint32_t*>(tile.chunk(row, n) + 2 * (lane % 4)) =
-                    Half<T>::pack(acc[m][n][2 * half] * scale[m][half], acc[m][n][2 * half + 1] * scale[m][half]);
+                    pack<T>(acc[m][n][2 * half] * scale[m][half], acc[m][n][2 * half + 1] * scale[m][half]);
             }
     __syncwarp();
     constexpr int kChunks = D / 8;

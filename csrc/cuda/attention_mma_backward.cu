@@ -129,10 +129,13 @@ void start(const AttentionBackward& a, const RowStats* stats) {
 
 void attention_backward_mma(const AttentionBackward& a, const RowStats* stats) {
     const bool small = a.shape.D <= 64, dropout = a.shape.seed != nullptr;
-    if (small)
-        dropout ? start<true, bf16, 64>(a, stats) : start<false, bf16, 64>(a, stats);
-    else
-        dropout ? start<true, bf16, 128>(a, stats) : start<false, bf16, 128>(a, stats);
+    dispatch_among<bf16, f16>(a.shape.dtype, [&](auto t) {
+        using T = decltype(t);
+        if (small)
+            dropout ? start<true, T, 64>(a, stats) : start<false, T, 64>(a, stats);
+        else
+            dropout ? start<true, T, 128>(a, stats) : start<false, T, 128>(a, stats);
+    });
 }
 
 }  // namespace gpt2c::cuda

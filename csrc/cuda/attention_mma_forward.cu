@@ -153,10 +153,13 @@ void start(const AttentionForward& a) {
 
 void attention_forward_mma(const AttentionForward& a) {
     const bool small = a.shape.D <= 64, dropout = a.shape.seed != nullptr;
-    if (small)
-        dropout ? start<bf16, 64, 1, true>(a) : start<bf16, 64, 2, false>(a);
-    else
-        dropout ? start<bf16, 128, 1, true>(a) : start<bf16, 128, 1, false>(a);
+    dispatch_among<bf16, f16>(a.shape.dtype, [&](auto t) {
+        using T = decltype(t);
+        if (small)
+            dropout ? start<T, 64, 1, true>(a) : start<T, 64, 2, false>(a);
+        else
+            dropout ? start<T, 128, 1, true>(a) : start<T, 128, 1, false>(a);
+    });
 }
 
 }  // namespace gpt2c::cuda

@@ -50,8 +50,9 @@ __device__ inline float4 load4(const float* x) {
 __device__ inline void store4(float* out, float4 v) { store<4>(out, Floats<4>{v.x, v.y, v.z, v.w}); }
 
 __device__ inline void store_four(float* out, float4 v) { store4(out, v); }
-__device__ inline void store_four(bf16* out, float4 v) {
-    *reinterpret_cast<uint2*>(out) = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
+template <class Half>
+__device__ void store_four(Half* out, float4 v) {
+    *reinterpret_cast<uint2*>(out) = {pack<Half>(v.x, v.y), pack<Half>(v.z, v.w)};
 }
 template <class T>
 __device__ void store_chunk(T* out, float4 v, int count, bool aligned) {

@@ -16,9 +16,15 @@ constexpr Int ceil_div(Int n, Int d) {
     return (n + d - 1) / d;
 }
 
-// ---- elements: storage of any dtype, arithmetic in fp32; rounded to nearest even on store
+template <class F>
+void dispatch(DType dtype, F&& f) {
+    dispatch_among<float, bf16, f16>(dtype, f);
+}
+
+// ---- elements: storage of any dtype, arithmetic in fp32; rounded to nearest even on store, to infinity past the range
 GPT2C_DEVICE float to_float(float x) { return x; }
 GPT2C_DEVICE float to_float(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+GPT2C_DEVICE float to_float(f16 x) { return __half2float(__half_raw{x.bits}); }
 
 template <class T>
 GPT2C_DEVICE T from_float(float x);
@@ -29,6 +35,10 @@ __device__ __forceinline__ float from_float<float>(float x) {
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float x) {
     return {static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(x)).x};
+}
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float x) {
+    return {static_cast<__half_raw>(__float2half_rn(x)).x};
 }
 
 // ---- vectors: V elements in one access. V is kVector<T> (16 bytes) where all rows are 16-byte aligned, else 1.

@@ -70,8 +70,11 @@ def check_tensors(op: str, dtype: torch.dtype | None = None, **tensors: Tensor) 
     first_name, first = next(iter(tensors.items()))
     if first.device.type not in ("cpu", "meta"):
         raise ValueError(f"{op}: {first_name} is on {first.device}, expected the CPU")
-    if dtype is None and first.dtype not in _native.DTYPES:
-        raise TypeError(f"{op}: {first_name} has dtype {first.dtype}, expected torch.float32 or torch.bfloat16")
+    known = _native.CPU_DTYPES if first.device.type == "cpu" else tuple(_native.DTYPES)
+    if dtype is None and first.dtype not in known:
+        names = ", ".join(map(str, known[:-1])) + f" or {known[-1]}"
+        hint = " (torch.float16 runs on CUDA only)" if first.dtype in _native.DTYPES else ""
+        raise TypeError(f"{op}: {first_name} has dtype {first.dtype}, expected {names}{hint}")
     expected = dtype or first.dtype
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided:

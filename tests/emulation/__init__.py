@@ -50,6 +50,7 @@ class Emulated(remote.Remote):
 
     def patch(self, patch: pytest.MonkeyPatch) -> None:
         super().patch(patch)
+        patch.setattr(_native, "CPU_DTYPES", tuple(_native.DTYPES))
         patch.setattr(_native, "workspace", self.workspace)
         patch.setattr(_native, "stable_order", _native._stable_order)
 
