@@ -43,7 +43,9 @@ struct Arg<T*> {
 template <class T>
 struct Arg<T* const*> {
     using Python = std::vector<std::uintptr_t>;
-    static T* const* from(const Python& value) { return reinterpret_cast<T* const*>(value.data()); }
+    static T* const* from(const Python& value) {
+        return value.empty() ? nullptr : reinterpret_cast<T* const*>(value.data());
+    }
 };
 template <>
 struct Arg<Strides> {

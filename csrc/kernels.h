@@ -105,9 +105,18 @@ using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const int6
 // in place:  g = grad_scale * grad;  m += (1 - beta1)(g - m);  v += (1 - beta2)(g^2 - v);
 // param = param * (1 - lr * weight_decay) - lr / bias1 * m / (sqrt(v / bias2) + eps), bias_i = 1 - beta_i^step.
 // Constants are combined in fp64: 1 - beta2 taken in fp32 would be off by 1e-5 of itself at 0.999.
+// grad_scale: one float, where the tensors are, so that nobody waits for a norm to clip by; null: 1. If it is inf or
+// nan nothing is changed.
+// masters: fp32 tensors that are updated in place of 16-bit params, which receive them rounded; null: none.
+// seed: where not null (bf16 without masters), params are rounded up or down at random, so that on average nothing is
+// lost: with the 16 random bits r of element i of tensor n, the fp32 result becomes the upper half of (its bits + r);
+// r is half-word i % 8, low halves first, of philox(seed[0]; counter (i / 8) % 2^32, i / 8 / 2^32, n, 0) (philox.h).
+// CUDA: one launch for every 64 tensors, however large: a flat buffer is one launch. It moves for each element
+// 3 sizeof(dtype) + 16 bytes, with masters 2 sizeof(dtype) + 24.
 using adamw_t = void(DType dtype, void* const* params, const void* const* grads, void* const* m, void* const* v,
-                     const int64_t* sizes, int64_t n_tensors, double lr, double beta1, double beta2, double eps,
-                     double weight_decay, double bias1, double bias2, double grad_scale, int threads);
+                     void* const* masters, const int64_t* sizes, int64_t n_tensors, double lr, double beta1,
+                     double beta2, double eps, double weight_decay, double bias1, double bias2, const float* grad_scale,
+                     const int64_t* seed, int threads);
 
 // ---- grad_norm: norm (1) fp32 = sqrt(sum of squares of all elements of all tensors); squares and runs of
 // 1024 of them are summed in fp32, the runs in fp64.

@@ -2,7 +2,7 @@
 
     <run>/checkpoints/step_000123/
         config.json, model.safetensors    the model: GPT2.from_pretrained and transformers load them
-        training.safetensors              AdamW's moments by parameter name, the random generator's state
+        training.safetensors              AdamW's moments and masters by parameter name, the random generator's state
         training.json                     step, tokenizer, validation loss, seconds, sizes of the run's growing files
 
 A checkpoint is written into a hidden folder, flushed to the disk and renamed: `step_*` is always whole.

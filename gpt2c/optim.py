@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,16 @@ class AdamW(torch.optim.Optimizer):
 
     params: tensors or parameter groups, fp32 or bf16; lr: learning rate; betas: decay of the first and second moment;
     eps: added to the root of the second moment; weight_decay: decoupled, multiplied by lr. The state of a parameter
-    is `step` (fp32 tensor), `exp_avg` and `exp_avg_sq` (fp32, its shape), as in torch. Raises ValueError for a
-    negative lr, eps or weight_decay and for betas outside [0, 1).
+    is `step` (fp32 tensor), `exp_avg` and `exp_avg_sq` (fp32, its shape), as in torch.
+
+    Updates smaller than half the distance between two 16-bit numbers are lost in 16-bit parameters, unless
+    master_weights: their state has `master`, the parameter's fp32 value, begun with the parameter at its first step;
+    it is what is updated, and the parameter is the master rounded. Or stochastic_rounding (bf16): without more memory,
+    parameters are rounded up or down at random so that updates count on average; the random numbers are a function of
+    `seed`, the step and the element's position. fp32 parameters need neither and are updated as without.
+
+    Raises ValueError for a negative lr, eps, weight_decay or seed, for betas outside [0, 1), and for both remedies at
+    once.
     """
 
     def __init__(
@@ -26,56 +35,86 @@ class AdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        rounding = {"master_weights": master_weights, "stochastic_rounding": stochastic_rounding, "seed": seed}
+        super().__init__(params, defaults | rounding)
 
     def add_param_group(self, param_group: dict) -> None:
         settings = {**self.defaults, **param_group}
-        for name in ("lr", "eps", "weight_decay"):
+        for name in ("lr", "eps", "weight_decay", "seed"):
             if not settings[name] >= 0:
                 raise ValueError(f"AdamW: {name} is {settings[name]}, expected 0 or more")
         if not all(0 <= beta < 1 for beta in settings["betas"]):
             raise ValueError(f"AdamW: betas are {settings['betas']}, expected both in [0, 1)")
+        if settings["master_weights"] and settings["stochastic_rounding"]:
+            raise ValueError("AdamW: master_weights and stochastic_rounding are both on, expected at most one of them")
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None, *, grad_scale: float = 1.0) -> Tensor | None:
+    def step(self, closure: Callable[[], Tensor] | None = None, *, grad_scale: float | Tensor = 1.0) -> Tensor | None:
         """One update of every parameter that has a gradient, which is multiplied by grad_scale in the same pass.
 
-        Gradients themselves are left as they are. Returns what closure returns.
+        grad_scale: a number, or one fp32 element on the parameters' device, which nobody waits for; if it is inf or
+        nan, parameters and moments stay as they are. Gradients are never changed. Returns what closure returns.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        calls = 0
         for group in self.param_groups:
-            for (_, step), params in self._by_dtype_and_step(group["params"]).items():
+            for (dtype, step), params in self._by_dtype_and_step(group).items():
                 states = [self.state[p] for p in params]
+                narrow = dtype != torch.float32
+                masters = [s["master"] for s in states] if narrow and group["master_weights"] else None
+                random = narrow and group["stochastic_rounding"]
                 adamw_(
                     params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
                     step, group["lr"], *group["betas"], group["eps"], group["weight_decay"], grad_scale,
+                    masters, _seed(group["seed"], step, calls, params[0].device) if random else None,
                 )  # fmt: skip
+                calls += 1
                 for state in states:
                     state["step"] += 1
         return loss
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
-        # The base class casts moments to their parameter's dtype; ours are fp32 whatever that is.
+        """As torch's; also of torch.optim.AdamW. Raises ValueError if masters are there where master_weights, which is
+        loaded too, wants none, or the other way round."""
         saved = state_dict["state"]
-        params = (p for group in self.param_groups for p in group["params"])
-        indices = (i for group in state_dict["param_groups"] for i in group["params"])
-        for p, i in zip(params, indices, strict=True):
-            for name in ("exp_avg", "exp_avg_sq"):
-                if i in saved:
-                    self.state[p][name] = (
-                        saved[i][name].to(p.device, torch.float32).clone(memory_format=torch.contiguous_format)
-                    )
+        own = [p for group in self.param_groups for p in group["params"]]
+        indices = [(i, group) for group in state_dict["param_groups"] for i in group["params"]]
+        for p, (i, group) in zip(own, indices, strict=False):  # of other lengths: told by the base class
+            group = {**self.defaults, **group}
+            wanted = _has_master(p, group)
+            if i in saved and ("master" in saved[i]) != wanted:
+                raise ValueError(
+                    f"AdamW: the saved state of parameter {i} has {'no' if wanted else 'a'} master, expected"
+                    f" {'one' if wanted else 'none'}: it is {p.dtype}, with master_weights={group['master_weights']}"
+                )
+        super().load_state_dict(state_dict)
+        # The base class casts the state to its parameter's dtype; ours is fp32 whatever that is.
+        for p, (i, _) in zip(own, indices, strict=True):
+            for name in {"exp_avg", "exp_avg_sq", "master"} & saved.get(i, {}).keys():
+                self.state[p][name] = (
+                    saved[i][name].to(p.device, torch.float32).clone(memory_format=torch.contiguous_format)
+                )
 
-    def _by_dtype_and_step(self, params: list[Tensor]) -> dict[tuple[torch.dtype, int], list[Tensor]]:
-        """The parameters to update, by what one kernel call can take: their dtype and the number of their step."""
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # settings that torch's AdamW does not save
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def _by_dtype_and_step(self, group: dict) -> dict[tuple[torch.dtype, int], list[Tensor]]:
+        """The group's parameters to update, by what one kernel call can take: their dtype and the number of their
+        step."""
         lists: dict[tuple[torch.dtype, int], list[Tensor]] = {}
-        for p in params:
+        for p in group["params"]:
             if p.grad is None:
                 continue
             state = self.state[p]
@@ -83,5 +122,17 @@ class AdamW(torch.optim.Optimizer):
                 state["step"] = torch.zeros(())
                 state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
                 state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+                if _has_master(p, group):
+                    state["master"] = p.detach().to(torch.float32, memory_format=torch.contiguous_format)
             lists.setdefault((p.dtype, int(state["step"]) + 1), []).append(p)
         return lists
+
+
+def _has_master(p: Tensor, group: dict) -> bool:
+    return group["master_weights"] and p.dtype != torch.float32
+
+
+def _seed(seed: int, step: int, call: int, device: torch.device) -> Tensor:
+    """What decides the rounding of a kernel call, one int64 element: its own for each call of each step."""
+    (word,) = np.random.Philox(key=seed, counter=[0, step, call, 0]).random_raw(1).view(np.int64)
+    return torch.full((1,), int(word), device=device)

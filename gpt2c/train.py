@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gpt2c import _native, checkpoint, ops
 from gpt2c.data import Batch, Dataset, load_dataset
@@ -70,11 +71,12 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
             step_started = time.monotonic()
             lr = learning_rate(t.step, config)
             loss, norm = accumulate_gradients(t.model, t.optimizer, micro_batches(t.dataset, t.step, config))
-            require_finite(t, non_finite_of_step(t.model, loss, norm))
             for group in t.optimizer.param_groups:
                 group["lr"] = lr
-            t.optimizer.step(grad_scale=min(1.0, config.grad_clip / (norm + 1e-6)))
+            t.optimizer.step(grad_scale=clip_coefficient(loss, norm, config.grad_clip))
 
+            loss, norm = float(loss), float(norm)  # only now, with the update queued, a GPU is waited for
+            require_finite(t, non_finite_of_step(t.model, loss, norm))
             tok_per_s = tokens_per_step(config) / (time.monotonic() - step_started)
             progress.update(t.step, loss, tok_per_s)
             if is_due(t.step, config.log_every, config):
@@ -166,16 +168,23 @@ def micro_batches(dataset: Dataset, step: int, config: TrainConfig) -> list[Batc
     ]
 
 
-def accumulate_gradients(model: GPT2, optimizer: AdamW, batches: list[Batch]) -> tuple[float, float]:
+def accumulate_gradients(model: GPT2, optimizer: AdamW, batches: list[Batch]) -> tuple[Tensor, Tensor]:
     """Leave in .grad the gradient of the mean loss over all batches, which are of one size; returns that loss and the
-    L2 norm of the gradient."""
+    L2 norm of the gradient, 0-dim tensors."""
     optimizer.zero_grad()
-    total = torch.zeros(())
+    total = torch.zeros((), device=model.wte.weight.device)
     for idx, targets in batches:
         _, loss = model(idx, targets)
         (loss / len(batches)).backward()
         total += loss.detach() / len(batches)
-    return float(total), float(ops.grad_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    return total, ops.grad_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def clip_coefficient(loss: Tensor, norm: Tensor, grad_clip: float) -> Tensor:
+    """What gradients of this norm are multiplied by, so that it is at most grad_clip; nan, which the optimizer takes
+    for no step at all, if loss or norm is not finite. 0-dim fp32, where loss and norm are."""
+    coefficient = (grad_clip / (norm.double() + 1e-6)).clamp_max(1.0)
+    return torch.where(loss.isfinite() & norm.isfinite(), coefficient, torch.nan).float()
 
 
 def evaluate(t: Training, progress: Progress) -> float:

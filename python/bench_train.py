@@ -30,7 +30,7 @@ from gpt2c.data import load_dataset
 from gpt2c.evaluate import validation_loss
 from gpt2c.settings import TrainConfig
 from gpt2c.tokenizer import get_tokenizer
-from gpt2c.train import accumulate_gradients, learning_rate, make_optimizer, micro_batches
+from gpt2c.train import accumulate_gradients, clip_coefficient, learning_rate, make_optimizer, micro_batches
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from twin import Twin  # noqa: E402
@@ -107,8 +107,9 @@ class Side:
             self.optimizer.step()
             value = loss.item()
         else:
-            value, norm = accumulate_gradients(self.model, self.optimizer, batches)
-            self.optimizer.step(grad_scale=min(1.0, self.config.grad_clip / (norm + 1e-6)))
+            loss, norm = accumulate_gradients(self.model, self.optimizer, batches)
+            self.optimizer.step(grad_scale=clip_coefficient(loss, norm, self.config.grad_clip))
+            value = loss.item()
         return value, time.perf_counter() - start
 
     def validation_loss(self) -> float:

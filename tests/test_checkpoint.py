@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from gpt2c import checkpoint
 from gpt2c.errors import UserError
 from gpt2c.model import GPT2
+from gpt2c.optim import AdamW
 from gpt2c.train import accumulate_gradients, make_optimizer, micro_batches, open_training, train
 
 
@@ -63,6 +64,33 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other_model.parameters(), strict=True))
     assert same_state(optimizer, other_optimizer)
     assert any(state["exp_avg"].abs().max() > 0 for state in optimizer.state.values())
+
+
+def test_master_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    def steps(model: GPT2, optimizer: AdamW, count: int) -> None:
+        for i in range(count):
+            idx = torch.arange(16 * i, 16 * i + 16).view(1, 16)
+            model(idx, idx)[1].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def masters_of(model: GPT2) -> AdamW:
+        return AdamW(model.parameters(), lr=1e-4, master_weights=True)
+
+    model = trained(tmp_path, steps=0)[0].bfloat16()
+    optimizer = masters_of(model)
+    steps(model, optimizer, 2)
+    path = checkpoint.save(tmp_path / "run", model, optimizer, record(2))
+    other_model = GPT2.from_pretrained(path).train()
+    other_optimizer = masters_of(other_model)
+    checkpoint.restore(path, other_model, other_optimizer)
+    assert same_state(optimizer, other_optimizer)
+    for pair in ((model, optimizer), (other_model, other_optimizer)):
+        steps(*pair, 2)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other_model.parameters(), strict=True))
+    assert same_state(optimizer, other_optimizer)
+    with pytest.raises(UserError, match="training.safetensors is damaged: AdamW: .* has a master, expected none"):
+        checkpoint.restore(path, other_model, AdamW(other_model.parameters()))
 
 
 def test_state_that_is_numbers_comes_back(tmp_path: Path) -> None:

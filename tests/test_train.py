@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from gpt2c import checkpoint, finite, progress, run
 from gpt2c import train as loop
@@ -72,25 +73,27 @@ def test_accumulation_gives_the_loss_and_gradient_of_the_large_batch(tmp_path: P
     gradients = {name: p.grad.clone() for name, p in large.model.named_parameters()}
     for _ in range(2):  # a second time: the first must leave nothing in the gradients
         parts = accumulate_gradients(large.model, large.optimizer, micro_batches(large.dataset, 5, small))
-    assert parts == pytest.approx((loss, norm), rel=1e-6)
+    assert [float(part) for part in parts] == pytest.approx([float(loss), float(norm)], rel=1e-6)
     for name, p in large.model.named_parameters():
         # fp32 sums in another order: a few units in the last place of the largest gradient.
         torch.testing.assert_close(p.grad, gradients[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    assert norm == pytest.approx(math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients.values())), rel=1e-5)
+    assert float(norm) == pytest.approx(
+        math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients.values())), rel=1e-5
+    )
 
 
 def test_the_gradient_is_clipped_in_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scales = []
     step = loop.AdamW.step
 
-    def spy(self: torch.optim.Optimizer, *args: object, grad_scale: float = 1.0) -> None:
-        scales.append(grad_scale)
+    def spy(self: torch.optim.Optimizer, *args: object, grad_scale: Tensor) -> None:
+        scales.append(float(grad_scale))
         step(self, *args, grad_scale=grad_scale)
 
     monkeypatch.setattr(loop.AdamW, "step", spy)
     train(tiny.config(tmp_path, grad_clip=0.5, log_every=1))
     norms = [row["grad_norm"] for row in tiny.metrics(tmp_path / "run") if "grad_norm" in row]
-    assert scales == pytest.approx([min(1.0, 0.5 / (norm + 1e-6)) for norm in norms])
+    assert scales == [float(torch.tensor(min(1.0, 0.5 / (norm + 1e-6)))) for norm in norms]
     assert min(scales) < 1
 
 
@@ -274,14 +277,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: int, weight: str | None = None,
     honest = loop.accumulate_gradients
     steps = iter(range(1, 1000))
 
-    def spoiled(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: list) -> tuple[float, float]:
+    def spoiled(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: list) -> tuple[Tensor, Tensor]:
         now = next(steps) == step
         if weight and now:
             model.get_parameter(weight).data.view(-1)[3] = math.nan
         loss, norm = honest(model, optimizer, batches)
         if gradient and now:
             model.get_parameter(gradient).grad.view(-1)[3] = math.inf
-            norm = math.inf
+            norm = torch.tensor(math.inf)
         return loss, norm
 
     monkeypatch.setattr(loop, "accumulate_gradients", spoiled)

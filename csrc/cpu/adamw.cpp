@@ -1,4 +1,5 @@
 #include "isa.h"
+#include "philox.h"
 
 namespace gpt2c::GPT2C_ISA {
 namespace {
@@ -27,15 +28,54 @@ Chunk find_chunk(const int64_t* sizes, int64_t index) {
     return {tensor, start, left < kChunk ? left : kChunk};
 }
 
+// Rounds to bf16 up or down at random, by adding 16 random bits below the ones that stay (kernels.h). The random bits
+// of kBlock elements are drawn at once, eight for each lane's counter.
+class StochasticRounding {
+ public:
+    StochasticRounding(const int64_t* seed, int64_t tensor)
+        : seed_(seed ? static_cast<uint64_t>(*seed) : 0), tensor_(static_cast<uint32_t>(tensor)) {}
+
+    // W elements from the one at `position`, a multiple of W; positions come in order, from a multiple of kBlock.
+    vf round(vf x, int64_t position) {
+        if (position % kBlock == 0) draw(position / 8);
+        vh random;
+        __builtin_memcpy(&random, bits_ + position % kBlock, sizeof random);
+        const vu bits = bitcast<vu>(x);
+        const vu rounded = (bits + __builtin_convertvector(random, vu)) & 0xffff0000u;
+        return bitcast<vf>((bits & 0x7fffffffu) < 0x7f800000u ? rounded : bits);  // inf and nan stay
+    }
+
+ private:
+    static constexpr int64_t kBlock = 8 * W;
+    static_assert(kChunk % kBlock == 0, "chunks start with a block");
+
+    void draw(int64_t group) {
+        vu words[4] = {vu{} + static_cast<uint32_t>(group), vu{} + static_cast<uint32_t>(group >> 32), vu{} + tensor_,
+                       vu{}};
+        for (int lane = 0; lane < W; ++lane) words[0][lane] += static_cast<uint32_t>(lane);
+        philox(seed_, words, [](vu a, uint32_t b) {
+            return __builtin_convertvector((__builtin_convertvector(a, vul) * static_cast<uint64_t>(b)) >> 32, vu);
+        });
+        for (int lane = 0; lane < W; ++lane)
+            for (int i = 0; i < 8; ++i) bits_[8 * lane + i] = static_cast<uint16_t>(words[i / 2][lane] >> 16 * (i % 2));
+    }
+
+    uint64_t seed_;
+    uint32_t tensor_;
+    uint16_t bits_[kBlock];
+};
+
 }  // namespace
 
 void adamw(DType dtype, void* const* params, const void* const* grads, void* const* m, void* const* v,
-           const int64_t* sizes, int64_t n_tensors, double lr, double beta1, double beta2, double eps,
-           double weight_decay, double bias1, double bias2, double grad_scale, int threads) {
+           void* const* masters, const int64_t* sizes, int64_t n_tensors, double lr, double beta1, double beta2,
+           double eps, double weight_decay, double bias1, double bias2, const float* grad_scale, const int64_t* seed,
+           int threads) {
     const float decay = static_cast<float>(1 - lr * weight_decay), step = static_cast<float>(lr / bias1);
     const float rate1 = static_cast<float>(1 - beta1), rate2 = static_cast<float>(1 - beta2);
     const float inv_sqrt_bias2 = static_cast<float>(1 / __builtin_sqrt(bias2));
-    const float eps_ = static_cast<float>(eps), scale = static_cast<float>(grad_scale);
+    const float eps_ = static_cast<float>(eps), scale = grad_scale ? *grad_scale : 1.0f;
+    if (!__builtin_isfinite(scale)) return;
     dispatch(dtype, [&](auto t) {
         using T = decltype(t);
         parallel_for(count_chunks(sizes, n_tensors), threads, [&](int64_t task) {
@@ -44,6 +84,8 @@ void adamw(DType dtype, void* const* params, const void* const* grads, void* con
             const T* grad = static_cast<const T*>(grads[chunk.tensor]) + chunk.start;
             float* m_ = static_cast<float*>(m[chunk.tensor]) + chunk.start;
             float* v_ = static_cast<float*>(v[chunk.tensor]) + chunk.start;
+            float* master = masters ? static_cast<float*>(masters[chunk.tensor]) + chunk.start : nullptr;
+            StochasticRounding rounding(seed, chunk.tensor);
             for_lanes(chunk.size, [&](int64_t i, auto lanes) {
                 const vf g = lanes.get(grad + i) * scale;
                 const vf m0 = lanes.get(m_ + i), v0 = lanes.get(v_ + i);
@@ -51,7 +93,10 @@ void adamw(DType dtype, void* const* params, const void* const* grads, void* con
                 const vf v1 = v0 + (g * g - v0) * rate2;
                 lanes.put(m_ + i, m1);
                 lanes.put(v_ + i, v1);
-                lanes.put(param + i, lanes.get(param + i) * decay - m1 * step / (sqrt(v1) * inv_sqrt_bias2 + eps_));
+                vf p = master ? lanes.get(master + i) : lanes.get(param + i);
+                p = p * decay - m1 * step / (sqrt(v1) * inv_sqrt_bias2 + eps_);
+                if (master) lanes.put(master + i, p);
+                lanes.put(param + i, seed ? rounding.round(p, chunk.start + i) : p);
             });
         });
     });

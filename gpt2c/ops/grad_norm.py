@@ -41,7 +41,7 @@ def _check(grads: list[Tensor]) -> None:
 def _run(grads: list[Tensor]) -> Tensor:
     norm = _fake(grads)
     contiguous = [g.contiguous() for g in grads]
-    sizes = torch.tensor([g.numel() for g in grads])
+    sizes = torch.tensor([g.numel() for g in grads], device="cpu")  # read by the host, whatever torch's default device
     chunks = sum(-(-g.numel() // 16384) for g in grads)
     _native.call("grad_norm", grads[0].dtype, contiguous, sizes, len(grads), norm, _native.workspace(norm, 2 * chunks))
     return norm

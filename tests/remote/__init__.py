@@ -135,6 +135,6 @@ def _words(arg: object, storages: dict[int, torch.UntypedStorage]) -> list[bytes
         return [struct.pack("<d", arg)]
     if isinstance(arg, (list, tuple)):
         items = [word for item in arg for word in _words(item, storages)]
-        tensors = bool(arg) and isinstance(arg, list) and isinstance(arg[0], Tensor)
+        tensors = isinstance(arg, list) and all(isinstance(item, Tensor) for item in arg)
         return [struct.pack("<q", len(arg)), *items] if tensors else items
     return [struct.pack("<q", int(arg))]

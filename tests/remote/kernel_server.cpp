@@ -90,7 +90,7 @@ struct Read<T* const*> {
     static T* const* from(Request& request) {
         std::vector<void*>& list = request.lists.emplace_back(request.words[request.next++]);
         for (void*& item : list) item = request.pointer();
-        return reinterpret_cast<T* const*>(list.data());
+        return list.empty() ? nullptr : reinterpret_cast<T* const*>(list.data());
     }
 };
 template <>
