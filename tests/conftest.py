@@ -31,12 +31,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     isas = _native.available_isas()
-    op = metafunc.module.__name__.removeprefix("test_")
     if metafunc.config.getoption("--backends") == "sanitized":
         names = [f"sanitized-{isa}" for isa in isas]
     else:
         names = [f"cpu-{isa}" for isa in isas] + [NEON] * remote.can_emulate_neon()
-        names += [EMULATED] * emulation.has_kernels_of(op)
+        names += [EMULATED] * bool(emulation.cuda_headers())
     metafunc.parametrize("backend", names, indirect=True)
 
 

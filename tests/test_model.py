@@ -88,7 +88,8 @@ def test_gradients_through_the_logits_are_the_twins():
     assert not model.wte.weight.grad[V:].any()
 
 
-def test_fifty_training_steps_stay_together():
+def train_together(steps: int) -> tuple[list[float], list[float]]:
+    """The losses of the model and of its twin over as many AdamW steps on one batch."""
     torch.manual_seed(0)
     model = GPT2(CONFIG)
     twin = Twin.of(model)
@@ -96,21 +97,36 @@ def test_fifty_training_steps_stay_together():
         AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1),
         torch.optim.AdamW(twin.parameters(), lr=2e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1),
     ]
-    curves: list[list[float]] = [[], []]
+    curves: tuple[list[float], list[float]] = [], []
     idx, targets = make_batch()
-    for _ in range(50):
+    for _ in range(steps):
         for module, optimizer, curve in zip((model, twin), optimizers, curves, strict=True):
             optimizer.zero_grad()
             loss = module(idx, targets)[1]
             loss.backward()
             optimizer.step()
             curve.append(loss.item())
-    assert curves[0][-1] < 0.5 * curves[0][0]  # it learned, so the comparison means something
+    assert not model.wte.weight[V:].any()
+    return curves
+
+
+def assert_stay_together(curves: tuple[list[float], list[float]]) -> None:
     # Adam divides by the gradient's own size, so an element whose gradient is rounding noise moves by up to lr and the
     # runs part faster than rounding alone. Measured here: two plain PyTorch formulations part by 1e-6 to 1e-5; eps 1e-6
     # for 1e-8 parts by 8e-4, no weight decay by 3e-2, beta2 0.999 for 0.95 by 4e-2.
     assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-4
-    assert not model.wte.weight[V:].any()
+
+
+def test_fifty_training_steps_stay_together():
+    curves = train_together(50)
+    assert curves[0][-1] < 0.5 * curves[0][0]  # it learned, so the comparison means something
+    assert_stay_together(curves)
+
+
+def test_training_steps_on_every_backend(backend: str) -> None:
+    curves = train_together(5)
+    assert curves[0][-1] < curves[0][0] - 0.1
+    assert_stay_together(curves)
 
 
 def test_bf16_follows_the_parameters():

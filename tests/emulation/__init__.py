@@ -39,12 +39,6 @@ def emulated(order: str = f"shuffled:{SEED}") -> Emulated:
     return Emulated([build(), order])
 
 
-def has_kernels_of(op: str) -> bool:
-    """Whether the kernels that tests/test_<op>.py needs are there."""
-    file = {"grad_norm": "adamw", "linear_cross_entropy": "cross_entropy"}.get(op, op)
-    return cuda_headers() is not None and (remote.ROOT / "csrc" / "cuda" / f"{file}.cu").exists()
-
-
 class Emulated(remote.Remote):
     """The CUDA backend as gpt2c._native sees it: its tensors are the CPU's, all else is what tensors on a GPU get."""
 
