@@ -74,6 +74,7 @@ def backend(
         servers[name].patch(monkeypatch)
     yield name
     _native.set_isa("")
+    torch.set_deterministic_debug_mode("default")
 
 
 def start_server(name: str) -> remote.Remote:

@@ -3,9 +3,11 @@ kernels of tests/remote."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import remote
@@ -28,23 +30,36 @@ def cuda_headers() -> Path | None:
     return next((c for c in candidates if (c / "cuda_runtime_api.h").exists() and (c / "crt").is_dir()), None)
 
 
+@functools.cache
 def build() -> Path:
     headers = cuda_headers()
     assert headers, "CUDA's headers not found: install them (pip install nvidia-cuda-runtime nvidia-cuda-crt)"
     return remote.build("emulation", f"-DGPT2C_CUDA_HEADERS={headers}", source=FOLDER)
 
 
-def emulated(order: str = f"shuffled:{SEED}") -> Emulated:
-    """order: of a block's threads, and what to leave out, as tests/emulation/backend.cpp has it."""
-    return Emulated([build(), order])
+def emulated(options: str = f"shuffled:{SEED}") -> Emulated:
+    """options: the order of a block's threads and more, as tests/emulation/backend.cpp has it."""
+    return Emulated([build(), options])
+
+
+class SharedAccesses(NamedTuple):
+    """How a kernel accessed shared memory at one line of the source."""
+
+    kernel: str
+    line: str
+    accesses: int  # of warps
+    conflicts: int  # cycles beyond one for each 128 bytes
 
 
 class Emulated(remote.Remote):
     """The CUDA backend as gpt2c._native sees it: its tensors are the CPU's, all else is what tensors on a GPU get."""
 
     def patch(self, patch: pytest.MonkeyPatch) -> None:
+        """As of any kernels in another process; and new tensors hold nan (integers their largest value) until they are
+        written, so that an element that a kernel leaves out is seen. tests/conftest.py ends that."""
         super().patch(patch)
         patch.setattr(_native, "CPU_DTYPES", tuple(_native.DTYPES))
+        torch.set_deterministic_debug_mode("error")
         patch.setattr(_native, "workspace", self.workspace)
         patch.setattr(_native, "stable_order", _native._stable_order)
 
@@ -62,3 +77,22 @@ class Emulated(remote.Remote):
     def workspace(self, like: Tensor, floats: int) -> Tensor:
         """What _native.workspace is for tensors on a GPU; garbage that shows."""
         return torch.full((floats,), torch.nan)
+
+    def launch(self, kernel: str, *tensors: Tensor) -> None:
+        """Launches a kernel that only tests have (tests/emulation/*.cu)."""
+        self._run(kernel, *tensors)
+
+    def reached_sites(self) -> list[str]:
+        """The barriers and waits that kernels have come to so far: "FILE:LINE@KERNEL"."""
+        return self._lines("reached_sites")
+
+    def shared_accesses(self) -> list[SharedAccesses]:
+        """Since the last call; nothing unless the options say "conflicts"."""
+        lines = [line.split("\t") for line in self._lines("conflict_counts")]
+        return [SharedAccesses(kernel, at, int(accesses), int(n)) for kernel, at, accesses, n in lines]
+
+    def _lines(self, question: str) -> list[str]:
+        text = torch.empty(1 << 20, dtype=torch.uint8)
+        length = self._run(question, text)
+        assert length >= 0, f"the answer to {question} is too long"
+        return bytes(text[:length].numpy()).decode().splitlines()

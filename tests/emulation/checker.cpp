@@ -1,17 +1,11 @@
 // The access checker: every 2 bytes of memory that kernels may touch have a shadow that remembers the last write and
 // the last reads, by whom and when.
-#include <dlfcn.h>
-
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
 
 #include "internal.h"
-
-extern const char __ehdr_start __attribute__((visibility("hidden")));
-extern const char _end __attribute__((visibility("hidden")));
 
 namespace emulator {
 namespace {
@@ -50,22 +44,6 @@ void add_region(void* p, size_t size, const std::string& name, bool shared) {
     const auto start = reinterpret_cast<uintptr_t>(p);
     regions[start + size] = {start, start + size, name, shared, std::vector<Shadow>(size / 2 + 2)};
     last_found = nullptr;
-}
-
-uint32_t relative(const void* pc) { return static_cast<uint32_t>(static_cast<const char*>(pc) - &__ehdr_start); }
-
-// file:line of an instruction, by binutils' addr2line; else its offset in the program.
-std::string source_line(uint32_t pc) {
-    Dl_info info;
-    if (!dladdr(&__ehdr_start, &info)) return "?";
-    char command[1000], line[500] = "";
-    std::snprintf(command, sizeof command, "addr2line -se '%s' 0x%x 2>/dev/null", info.dli_fname, pc - 1);
-    if (FILE* pipe = popen(command, "r")) {
-        if (!std::fgets(line, sizeof line, pipe)) line[0] = 0;
-        pclose(pipe);
-    }
-    line[std::strcspn(line, "\n ")] = 0;
-    return *line ? line : "offset " + std::to_string(pc);
 }
 
 std::string place(const Region& region, uintptr_t address) {
@@ -146,18 +124,15 @@ void check_shadow(Shadow& s, const Region& region, uintptr_t address, Access acc
     note_write(s, pc);
 }
 
-// Constants and tables of the program may be read.
-bool is_program(uintptr_t address) {
-    return address >= reinterpret_cast<uintptr_t>(&__ehdr_start) && address < reinterpret_cast<uintptr_t>(&_end);
-}
-
 // The arguments of the launch, which the kernel reads on the host's stack above its last frame.
 bool is_argument(uintptr_t address) { return address >= host_stack() && address < host_stack() + (1 << 16); }
 
 }  // namespace
 
 void check_access(const void* p, size_t size, Access access, const void* pc_) {
-    if (!running || running->owns(p)) return;
+    if (!running) return;
+    if (time_is_up) fail_for_time(source_line(relative(pc_)));
+    if (running->owns(p)) return;
     const auto address = reinterpret_cast<uintptr_t>(p);
     if (address - reinterpret_cast<uintptr_t>(&position) < sizeof position) return;
     const char* what = access == Access::write ? "write" : "read";
@@ -193,7 +168,12 @@ void set_copy_pending(const void* p, bool pending) {
     for (size_t i = 0; i < 8; ++i) region->shadows[(address - region->start) / 2 + i].copy_pending = pending;
 }
 
-void add_shared(void* p, size_t size, const char* name) {
+bool is_shared(const void* p) {
+    const Region* region = find(reinterpret_cast<uintptr_t>(p));
+    return region && region->shared;
+}
+
+void add_shared(void* p, size_t size, const std::string& name) {
     add_region(p, size, name, true);
     shared_regions.push_back(reinterpret_cast<uintptr_t>(p) + size);
 }
@@ -223,38 +203,4 @@ void deallocate(void* p) {
     std::free(static_cast<unsigned char*>(p) - kRoom);
 }
 
-// g++ may split a 16-byte access into smaller ones before it instruments them: these are checked whole.
-__attribute__((noinline)) uint4 load16(const void* p) {
-    check_access(p, 16, Access::read, __builtin_return_address(0));
-    return *static_cast<const uint4*>(p);
-}
-
-__attribute__((noinline)) void store16(void* p, uint4 value) {
-    check_access(p, 16, Access::write, __builtin_return_address(0));
-    *static_cast<uint4*>(p) = value;
-}
-
 }  // namespace emulator
-
-// What -fsanitize=thread calls before each access.
-extern "C" {
-#define EMULATOR_HOOK(name, size, access) \
-    void name(void* p) { emulator::check_access(p, size, emulator::Access::access, __builtin_return_address(0)); }
-#define EMULATOR_HOOKS(size)                               \
-    EMULATOR_HOOK(__tsan_read##size, size, read)           \
-    EMULATOR_HOOK(__tsan_write##size, size, write)         \
-    EMULATOR_HOOK(__tsan_unaligned_read##size, size, read) \
-    EMULATOR_HOOK(__tsan_unaligned_write##size, size, write)
-EMULATOR_HOOKS(1)
-EMULATOR_HOOKS(2)
-EMULATOR_HOOKS(4)
-EMULATOR_HOOKS(8)
-EMULATOR_HOOKS(16)
-void __tsan_read_range(void* p, size_t size) {
-    emulator::check_access(p, size, emulator::Access::read, __builtin_return_address(0));
-}
-void __tsan_write_range(void* p, size_t size) {
-    emulator::check_access(p, size, emulator::Access::write, __builtin_return_address(0));
-}
-void __tsan_init() {}
-}

@@ -10,6 +10,7 @@ __attribute__((noinline)) void cp_async(void* shared, const void* global, bool v
     const void* pc = __builtin_return_address(0);
     check_shared16(shared, "cp.async", site);
     check_access(shared, 16, Access::write, pc);
+    count_banks(shared, 16, pc);
     if (valid) check_access(global, 16, Access::read, pc);
     std::memset(shared, 0xff, 16);
     set_copy_pending(shared, true);

@@ -1,7 +1,7 @@
 // Runs CUDA kernels on a CPU, one fibre per CUDA thread, and checks what they do with memory.
 //
 // A block's fibres take turns in an order that a seed shuffles. Kernels are compiled with -fsanitize=thread, whose
-// hooks (checker.cpp) see every load and store; nothing of the sanitizer itself is linked.
+// hooks (hooks.cpp) see every load and store; nothing of the sanitizer itself is linked.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -28,7 +28,7 @@ struct Position {
 };
 extern Position position;
 
-// ---- what a kernel can do (scheduler.cpp, warp.cpp, copies.cpp)
+// ---- what a kernel can do (scheduler.cpp, warp.cpp, copies.cpp, hooks.cpp)
 void block_barrier(Site site);
 
 enum class Exchange { sync, shuffle, shuffle_xor, shuffle_down, shuffle_up, ballot, ldmatrix, ldmatrix_trans, mma };
@@ -68,9 +68,19 @@ void deallocate(void* p);
 enum class Order { forward, reversed, shuffled };
 void configure(Order order, uint64_t seed);
 
-// Barriers, __syncwarp and waits for copies are left out at this site ("file:line"), to see that it is noticed.
+// Barriers, __syncwarp and waits for copies are left out at this site of this kernel ("file:line@kernel"), to see that
+// it is noticed.
 void skip_site(const std::string& name);
-// Every such site that was reached so far.
+// Every such site that was reached so far, one a line.
 std::string reached_sites();
+
+// From now on, bank conflicts of shared memory are counted.
+void count_conflicts();
+// A line for each place of each kernel that accessed shared memory: kernel, file:line, accesses of warps and the cycles
+// beyond the first that they took, separated by tabs. Counting starts anew.
+std::string conflict_counts();
+
+// A launch that takes more processor time ends with a message.
+void set_time_limit(int seconds);
 
 }  // namespace emulator

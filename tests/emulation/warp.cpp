@@ -124,6 +124,7 @@ void complete_exchange(Lanes lanes) {
 __attribute__((noinline)) void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed, Site site) {
     check_shared16(row, "ldmatrix", site);
     check_access(row, 16, Access::read, __builtin_return_address(0));
+    count_banks(row, 16, __builtin_return_address(0));
     LdmatrixOperands operands{r, row};
     warp_exchange({transposed ? Exchange::ldmatrix_trans : Exchange::ldmatrix, 0xffffffffu, 0, 0, 32, &operands}, site);
 }

@@ -34,7 +34,7 @@ void write_bytes(const void* from, size_t size) { std::fwrite(from, 1, size, std
 
 // One request. Each buffer is an allocation of its own, so that a sanitizer sees where it ends.
 struct Request {
-    std::vector<std::pair<char*, size_t>> buffers;
+    std::vector<Buffer> buffers;
     std::vector<int64_t> words;
     size_t next = 0;
     std::deque<std::vector<void*>> lists;  // keeps the addresses of pointer lists
@@ -65,7 +65,7 @@ struct Request {
     // A pointer is 0 or (buffer + 1) * 2^40 + offset.
     void* pointer() {
         const int64_t word = words[next++];
-        return word ? buffers[(word >> 40) - 1].first + (word & ((int64_t{1} << 40) - 1)) : nullptr;
+        return word ? buffers[(word >> 40) - 1].data + (word & ((int64_t{1} << 40) - 1)) : nullptr;
     }
 };
 
@@ -120,6 +120,15 @@ int64_t run(R (*kernel)(Params...), Request& request) {
     }
 }
 
+int64_t run_named(const std::string& name, const Kernels& kernels, Request& request) {
+#define GPT2C_RUN(kernel) \
+    if (name == #kernel) return run(kernels.kernel, request);
+    GPT2C_KERNELS(GPT2C_RUN)
+#undef GPT2C_RUN
+    if (Extra* extra = find_extra(name)) return extra(request.buffers.data());
+    throw std::runtime_error("this backend has no such kernel");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -141,10 +150,7 @@ int main(int argc, char** argv) {
         int64_t result = 0;
         std::string error;
         try {
-#define GPT2C_RUN(kernel) \
-    if (name == #kernel) result = run(kernels.kernel, request);
-            GPT2C_KERNELS(GPT2C_RUN)
-#undef GPT2C_RUN
+            result = run_named(name, kernels, request);
         } catch (const std::exception& problem) {
             error = problem.what();
         }
