@@ -40,6 +40,22 @@ __device__ Floats<V> load_some(const T* x, int count, bool aligned) {
     return v;
 }
 
+// Stores the `index`-th V floats of a row in shared memory as chunks of four, the c-th of them at chunk(c). Lanes with
+// neighbouring indices that all stored their first of two chunks would use every other bank: half of them begin with
+// the second.
+template <int V, class Chunk>
+__device__ void store_chunks(const Floats<V>& v, int index, Chunk&& chunk) {
+    static_assert(V == 4 || V == 8, "one chunk or two");
+    const int first = V == 8 && index & 4 ? 1 : 0;
+#pragma unroll
+    for (int c = 0; c < V / 4; ++c) {
+        Floats<4> four;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four[i] = first ? v[(4 * c + 4) % V + i] : v[4 * c + i];
+        store<4>(chunk(c ^ first), four);
+    }
+}
+
 // word[index] without memory.
 __device__ __forceinline__ uint32_t select(const uint32_t (&word)[4], int index) {
     const uint32_t low = index & 1 ? word[1] : word[0], high = index & 1 ? word[3] : word[2];

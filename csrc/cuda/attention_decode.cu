@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(kThreads)
 
     if (lane == 0) tops[group] = top, sums[group] = sum;
 #pragma unroll
-    for (int i = 0; i < G::kVectors; ++i) store_floats<V>(values + group * DP + (i * G::kLanes + lane) * V, acc[i]);
+    for (int i = 0; i < G::kVectors; ++i)
+        store_chunks(acc[i], lane, [&](int c) { return values + group * DP + (i * G::kLanes + lane) * V + 4 * c; });
     __syncthreads();
     float all_top = -INFINITY, all_sum = 0.0f;
 #pragma unroll

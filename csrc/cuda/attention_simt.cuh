@@ -52,7 +52,7 @@ __device__ inline void store4(float* out, float4 v) { store<4>(out, Floats<4>{v.
 __device__ inline void store_four(float* out, float4 v) { store4(out, v); }
 template <class Half>
 __device__ void store_four(Half* out, float4 v) {
-    *reinterpret_cast<uint2*>(out) = {pack<Half>(v.x, v.y), pack<Half>(v.z, v.w)};
+    store8(out, {pack<Half>(v.x, v.y), pack<Half>(v.z, v.w)});
 }
 template <class T>
 __device__ void store_chunk(T* out, float4 v, int count, bool aligned) {
@@ -72,9 +72,7 @@ __device__ void load_tile(Tile<Tiling::DP, GROUP> tile, const T* rows, int64_t s
         const int row = i / kVectors, d = i % kVectors * V;
         Floats<V> v = {};
         if (first + row < end && d < D) v = load_some<V>(rows + (first + row) * stride + d, D - d, aligned);
-#pragma unroll
-        for (int j = 0; j < V; j += 4)
-            store<4>(tile.chunk(row, (d + j) / 4), Floats<4>{v[j], v[j + 1], v[j + 2], v[j + 3]});
+        store_chunks(v, d / V, [&](int c) { return tile.chunk(row, d / 4 + c); });
     }
 }
 
@@ -113,21 +111,23 @@ __device__ inline void add_scaled(float4& sum, float factor, float4 v) {
 }
 
 // A matrix of factors in shared memory: one row per own row, one column per other row. What a thread writes is read
-// only by the TX threads of its rows, all in its warp.
+// only by the TX threads of its rows, all in its warp. The rows that a warp writes at a time are neighbours in memory,
+// and so in different banks.
 template <class Tiling>
 struct Factors {
     static constexpr int kPitch = Tiling::kOther;
     float* data;
 
     __device__ void put(int tx, int ty, int i, const float (&row)[Tiling::RN]) const {
-        float* out = data + (ty * Tiling::RM + i) * kPitch + tx * Tiling::RN;
+        float* out = row_of(ty, i) + tx * Tiling::RN;
         if constexpr (Tiling::RN == 4) store4(out, {row[0], row[1], row[2], row[3]});
-        if constexpr (Tiling::RN == 2) *reinterpret_cast<float2*>(out) = {row[0], row[1]};
+        if constexpr (Tiling::RN == 2) store8(out, {__float_as_uint(row[0]), __float_as_uint(row[1])});
         if constexpr (Tiling::RN == 1) *out = row[0];
     }
-    __device__ float4 get(int ty, int i, int column) const {
-        return load4(data + (ty * Tiling::RM + i) * kPitch + column);
-    }
+    __device__ float4 get(int ty, int i, int column) const { return load4(row_of(ty, i) + column); }
+
+ private:
+    __device__ float* row_of(int ty, int i) const { return data + (i * Tiling::TY + ty) * kPitch; }
 };
 
 template <class Tiling>

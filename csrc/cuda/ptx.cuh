@@ -19,9 +19,10 @@ namespace gpt2c::cuda {
 
 GPT2C_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// One 16-byte access, of global or shared memory, at a 16-byte aligned address.
+// One access of 16 or 8 bytes, of global or shared memory, at an address that is a multiple of as many.
 GPT2C_DEVICE uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
 GPT2C_DEVICE void store16(void* p, uint4 value) { *static_cast<uint4*>(p) = value; }
+GPT2C_DEVICE void store8(void* p, uint2 value) { *static_cast<uint2*>(p) = value; }
 
 // 16 bytes from global to shared memory, asynchronous from sm_80 on; zeros where not valid (global is not read then).
 GPT2C_DEVICE void cp_async16(void* shared, const void* global, bool valid = true) {
@@ -102,6 +103,7 @@ namespace gpt2c::cuda {
 
 using emulator::load16;
 using emulator::store16;
+using emulator::store8;
 GPT2C_DEVICE void cp_async16(void* shared, const void* global, bool valid = true, EMULATOR_SITE) {
     emulator::cp_async(shared, global, valid, site);
 }

@@ -54,6 +54,7 @@ void cp_async_wait(int keep, Site site);
 unsigned char* dynamic_shared();
 uint4 load16(const void* p);
 void store16(void* p, uint4 value);
+void store8(void* p, uint2 value);
 
 // ---- what the host does
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, void (*call)(const void*),

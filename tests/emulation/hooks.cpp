@@ -11,7 +11,7 @@ void access(const void* p, size_t size, Access kind, const void* pc) {
 
 }  // namespace
 
-// g++ may split a 16-byte access into smaller ones before it instruments them: these are checked whole.
+// g++ may split these accesses into smaller ones before it instruments them: here they are checked whole.
 __attribute__((noinline)) uint4 load16(const void* p) {
     access(p, 16, Access::read, __builtin_return_address(0));
     return *static_cast<const uint4*>(p);
@@ -20,6 +20,11 @@ __attribute__((noinline)) uint4 load16(const void* p) {
 __attribute__((noinline)) void store16(void* p, uint4 value) {
     access(p, 16, Access::write, __builtin_return_address(0));
     *static_cast<uint4*>(p) = value;
+}
+
+__attribute__((noinline)) void store8(void* p, uint2 value) {
+    access(p, 8, Access::write, __builtin_return_address(0));
+    *static_cast<uint2*>(p) = value;
 }
 
 }  // namespace emulator

@@ -1,0 +1,60 @@
+"""Whether each barrier and wait of the CUDA kernels is needed, and its absence noticed.
+
+    PYTHONPATH=.:tests python -m emulation.mutate [part of a case's name]
+
+runs the cases of tests/emulation/cases.py, which reach every kernel, as they are, and then once more for each
+`__syncthreads`, `__syncwarp` and `cp_async_wait` that an instance of a kernel template reached, with this one left out
+in this instance. That is detected if the emulator reports an error, or if a result changes by a bit. Prints a table and
+the score; the exit code is 1 if something was not detected. Some minutes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+
+from torch import Tensor
+
+from emulation.cases import CASES, running, same_bits
+
+
+def reach(name: str) -> tuple[list[Tensor], list[str]]:
+    """The results of a case, and the barriers and waits that it comes to: "FILE:LINE@KERNEL"."""
+    with running() as server:
+        return CASES[name](), server.reached_sites()
+
+
+def detection(name: str, expected: list[Tensor], site: str) -> str:
+    """How the case notices that the site is left out; empty if it does not."""
+    with running(f"shuffled:1,skip={site}"):
+        try:
+            results = CASES[name]()
+        except AssertionError as error:
+            return re.sub(r"^.*dynamic shared memory: ", "", str(error).splitlines()[0])
+        return "" if same_bits(results, expected) else "other results"
+
+
+def leave_out_each(names: list[str]) -> dict[str, str]:
+    """For each barrier and wait that these cases come to, how the first case that notices its absence does."""
+    detections: dict[str, str] = {}
+    for name in names:
+        expected, sites = reach(name)
+        for site in sites:
+            if not detections.get(site):
+                detections[site] = detection(name, expected, site)
+    return detections
+
+
+def main() -> int:
+    start = time.time()
+    detections = leave_out_each([name for name in CASES if "".join(sys.argv[1:]) in name])
+    for site, how in sorted(detections.items()):
+        print(f"{site:80s} {how or 'NOT DETECTED'}")
+    detected = sum(map(bool, detections.values()))
+    print(f"{detected} of {len(detections)} detected, in {time.time() - start:.0f} s")
+    return int(detected < len(detections))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
