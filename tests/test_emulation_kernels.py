@@ -1,5 +1,6 @@
-"""The CUDA kernels on the emulator, under what the op tests do not vary: schedules, barriers that are left out, and bank
-conflicts. Whether results are right is what the op tests say; here they must be the same bits."""
+"""The CUDA kernels on the emulator, under what the op tests do not vary: schedules, barriers that are left out, and
+conflicts of shared memory's banks. Whether results are right is what the op tests say; here they must be the same
+bits."""
 
 from __future__ import annotations
 
