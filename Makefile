@@ -7,7 +7,9 @@ TEXT ?= embedded
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
+# Where nvcc is but no GPU, CUDA kernels cannot run: one architecture shows that they build and load.
+CUDA := $(if $(shell nvidia-smi --list-gpus 2> /dev/null),,--config-settings cmake.define.GPT2C_CUDA_ARCHITECTURES=80)
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -43,7 +45,8 @@ clean:
 
 .venv/installed: .venv/created $(SOURCES)
 	@echo "installing gpt2c into .venv (torch is large: the first time takes a while)"
-	@$(PIP) install --constraint constraints.txt .
+	@$(PIP) install --constraint constraints.txt $(CUDA) .
+	@$(BIN)/gpt2c info | grep '^cuda'
 	@touch $@
 
 .venv/installed-test: .venv/installed

@@ -1,4 +1,5 @@
-// The Python module gpt2c._ext: every kernel of the active CPU backend as a function of integers and numbers.
+// The Python module gpt2c._ext: every kernel of the active CPU backend, and in gpt2c._ext.cuda, if it was built, of the
+// CUDA backend, as a function of integers and numbers.
 // No checks and no logic: gpt2c/_native.py is the only caller. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,6 +16,9 @@
 #include <vector>
 
 #include "cpu/cpuid.h"
+#ifdef GPT2C_CUDA
+#include "cuda/cuda.h"
+#endif
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -76,15 +80,30 @@ struct Arg<const AttentionShape&> {
     }
 };
 
+// `table` points to the table of kernels in use.
 template <class R, class... Params>
-void bind(py::module_& m, const char* name, R (*Kernels::*kernel)(Params...)) {
+void bind(py::module_& m, const char* name, R (*Kernels::*kernel)(Params...), const Kernels* const* table) {
     m.def(
         name,
-        [kernel](const typename Arg<Params>::Python&... values) {
-            return (active.kernels->*kernel)(Arg<Params>::from(values)...);
+        [kernel, table](const typename Arg<Params>::Python&... values) {
+            return ((*table)->*kernel)(Arg<Params>::from(values)...);
         },
         py::call_guard<py::gil_scoped_release>());
 }
+
+#ifdef GPT2C_CUDA
+// gpt2c._ext.cuda: the CUDA kernels, the GPU and the stream they are queued on, and what was built.
+void bind_cuda(py::module_ m) {
+    static const Kernels* const table = &cuda::kernels;
+    m.def("set_stream", &cuda::set_stream);
+    m.def("build_description", &cuda::build_description);
+    m.def("device_description", &cuda::device_description);
+#define GPT2C_BIND(name) \
+    if (cuda::kernels.name) bind(m, #name, &Kernels::name, &table);
+    GPT2C_KERNELS(GPT2C_BIND)
+#undef GPT2C_BIND
+}
+#endif
 
 std::vector<std::string> available_isas() {
     int count = 0;
@@ -126,7 +145,10 @@ PYBIND11_MODULE(_ext, m) {
     m.def("active_isa", [] { return std::string(active.name); });
     m.def("set_isa", &set_isa);
     m.def("keep_heap", &keep_heap);
-#define GPT2C_BIND(name) bind(m, #name, &Kernels::name);
+#define GPT2C_BIND(name) bind(m, #name, &Kernels::name, &active.kernels);
     GPT2C_KERNELS(GPT2C_BIND)
 #undef GPT2C_BIND
+#ifdef GPT2C_CUDA
+    bind_cuda(m.def_submodule("cuda"));
+#endif
 }

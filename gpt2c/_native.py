@@ -7,6 +7,7 @@ run is taken when the module is loaded.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ except ModuleNotFoundError as error:
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the numbers of csrc/dtype.h
 CPU_DTYPES = (torch.float32, torch.bfloat16)  # what the CPU's kernels take of them
+
+CUDA = getattr(_ext, "cuda", None)  # the CUDA kernels, if they were built
 
 
 def available_isas() -> list[str]:
@@ -59,7 +62,34 @@ def call(kernel: str, *args: object) -> int | None:
     """
     if FORCED_ISA_PROBLEM:
         raise ValueError(FORCED_ISA_PROBLEM)
-    return getattr(_ext, kernel)(*[_lower(arg) for arg in args], torch.get_num_threads())
+    values = [*[_lower(arg) for arg in args], torch.get_num_threads()]
+    gpu = _gpu_of(args)
+    return getattr(_ext, kernel)(*values) if gpu < 0 else _call_cuda(kernel, values, gpu)
+
+
+def _call_cuda(kernel: str, values: list[object], gpu: int) -> int | None:
+    """Queues the kernel on torch's current stream of that GPU. Neither waits nor allocates (CUDA graphs)."""
+    with torch.cuda.device(gpu):  # afterwards the caller's GPU is the current one again, which set_stream changes
+        CUDA.set_stream(gpu, torch.cuda.current_stream(gpu).cuda_stream)
+        return getattr(CUDA, kernel)(*values)
+
+
+def _gpu_of(args: Sequence[object]) -> int:
+    """The GPU that holds the first tensor, and so all but lists of sizes (csrc/kernels.h); -1 for the CPU."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            return arg.get_device()
+        if isinstance(arg, list):
+            return _gpu_of(arg)
+    raise AssertionError("a kernel's arguments hold a tensor")
+
+
+def cuda_status() -> str:
+    """Whether there are CUDA kernels, for which GPUs, and which this machine has, or why torch and they have none."""
+    if CUDA is None:
+        return "not built (see the README's Install)"
+    torch_cuda = "" if torch.version.cuda else "; this torch is a build without CUDA"
+    return f"built by nvcc {CUDA.build_description()}; {CUDA.device_description()}{torch_cuda}"
 
 
 def workspace(like: Tensor, floats: int) -> Tensor | None:

@@ -104,7 +104,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Info:
-    """Show versions, threads and CPU kernels, and what a checkpoint holds."""
+    """Show versions, threads and kernels, and what a checkpoint holds."""
 
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = None
     """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
@@ -117,6 +117,7 @@ class Info:
             "python": sys.version.split()[0],
             "threads": str(torch.get_num_threads()),
             "cpu kernels": f"{_native.active_isa()} (available: {', '.join(_native.available_isas())})",
+            "cuda kernels": _native.cuda_status(),
         }
         if self.model is not None:
             rows |= model_rows(self.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import emulation
+import on_gpu
 import pytest
 import remote
 import torch
@@ -14,6 +15,7 @@ from gpt2c import _native
 THREADS = 2
 NEON = "cpu-neon-qemu"
 EMULATED = "cuda-emulated"
+GPU = "cuda"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("all", "sanitized"),
         default="all",
         help="all: every ISA of this machine, NEON under qemu where it and the cross compiler are installed, "
-        "and CUDA's kernels on the emulator; "
+        "and CUDA's kernels on the emulator, and on a GPU where there is one; "
         "sanitized: kernels built with AddressSanitizer and UndefinedBehaviorSanitizer",
     )
 
@@ -35,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = [f"sanitized-{isa}" for isa in isas]
     else:
         names = [f"cpu-{isa}" for isa in isas] + [NEON] * remote.can_emulate_neon()
-        names += [EMULATED] * bool(emulation.cuda_headers())
+        names += [EMULATED] * bool(emulation.cuda_headers()) + [GPU] * (not on_gpu.gpu_problem())
     metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -66,6 +68,8 @@ def backend(
     name: str = request.param
     if name.startswith("cpu-") and name != NEON:
         _native.set_isa(name.removeprefix("cpu-"))
+    elif name == GPU:
+        on_gpu.OnGpu("cuda", _native.call).patch(monkeypatch)
     else:
         if name in servers and servers[name].process.poll() is not None:  # a sanitizer's finding ends its server
             servers.pop(name).close()
@@ -94,4 +98,5 @@ def _same_start() -> Iterator[None]:
 def pytest_report_header(config: pytest.Config) -> str:
     neon = "NEON under qemu" if remote.can_emulate_neon() else "no NEON (qemu-user or g++-aarch64-linux-gnu missing)"
     cuda = "CUDA on the emulator" if emulation.cuda_headers() else "no CUDA (its headers are missing)"
-    return f"gpt2c: torch {torch.__version__}, ISAs {', '.join(_native.available_isas())}, {neon}, {cuda}"
+    gpu = f"no GPU ({on_gpu.gpu_problem()})" if on_gpu.gpu_problem() else f"GPU {torch.cuda.get_device_name()}"
+    return f"gpt2c: torch {torch.__version__}, ISAs {', '.join(_native.available_isas())}, {neon}, {cuda}, {gpu}"

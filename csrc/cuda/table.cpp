@@ -1,13 +1,11 @@
-// The CUDA backend's table. A kernel that has not been written yet is null in it: hence the weak declarations.
-#include "kernels.h"
+// The CUDA backend's table.
+#include "cuda/cuda.h"
 
 namespace gpt2c::cuda {
 
-#define GPT2C_DECLARE(name) __attribute__((weak)) name##_t name;
-GPT2C_KERNELS(GPT2C_DECLARE)
-#undef GPT2C_DECLARE
+// There is none (kernels.h): null, hence the weak declaration.
+__attribute__((weak)) cross_entropy_count_t cross_entropy_count;
 
-extern const Kernels kernels;
 const Kernels kernels = {
 #define GPT2C_ENTRY(name) name,
     GPT2C_KERNELS(GPT2C_ENTRY)

@@ -69,7 +69,7 @@ def check_tensors(op: str, dtype: torch.dtype | None = None, **tensors: Tensor) 
     """All tensors on the device of the first and of its dtype (or `dtype`), which a kernel exists for."""
     first_name, first = next(iter(tensors.items()))
     if first.device.type not in ("cpu", "meta"):
-        raise ValueError(f"{op}: {first_name} is on {first.device}, expected the CPU")
+        _check_gpu(op, first_name, first.device)
     known = _native.CPU_DTYPES if first.device.type == "cpu" else tuple(_native.DTYPES)
     if dtype is None and first.dtype not in known:
         names = ", ".join(map(str, known[:-1])) + f" or {known[-1]}"
@@ -84,6 +84,16 @@ def check_tensors(op: str, dtype: torch.dtype | None = None, **tensors: Tensor) 
         if tensor.dtype != expected:
             like = f" like {first_name}" if dtype is None else ""
             raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, expected {expected}{like}")
+
+
+def _check_gpu(op: str, name: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise ValueError(f"{op}: {name} is on {device}, expected the CPU or CUDA")
+    if _native.CUDA is None:
+        raise ValueError(
+            f"{op}: {name} is on {device}, expected the CPU: gpt2c was built without CUDA kernels, install it again "
+            "where nvcc is"
+        )
 
 
 def check_integers(op: str, name: str, tensor: Tensor, like: Tensor) -> None:

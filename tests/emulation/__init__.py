@@ -9,12 +9,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+import on_gpu
 import remote
 import torch
 from torch import Tensor
-
-from gpt2c import _native
 
 FOLDER = Path(__file__).parent
 SEED = 1  # of the order in which threads take turns
@@ -51,32 +49,11 @@ class SharedAccesses(NamedTuple):
     conflicts: int  # cycles beyond one for each 128 bytes
 
 
-class Emulated(remote.Remote):
+class Emulated(on_gpu.GpuBackend, remote.Remote):
     """The CUDA backend as gpt2c._native sees it: its tensors are the CPU's, all else is what tensors on a GPU get."""
 
-    def patch(self, patch: pytest.MonkeyPatch) -> None:
-        """As of any kernels in another process; and new tensors hold nan (integers their largest value) until they are
-        written, so that an element that a kernel leaves out is seen. tests/conftest.py ends that."""
-        super().patch(patch)
-        patch.setattr(_native, "CPU_DTYPES", tuple(_native.DTYPES))
-        torch.set_deterministic_debug_mode("error")
-        patch.setattr(_native, "workspace", self.workspace)
-        patch.setattr(_native, "stable_order", _native._stable_order)
-
-    def call(self, kernel: str, *args: object) -> int:
-        if kernel.startswith("embedding"):  # what torch asserts on a GPU is known at once here
-            idx, V = args[1].reshape(-1), args[8 if kernel == "embedding_forward" else 9]
-            bad = ((idx < 0) | (idx >= V)).nonzero()
-            if len(bad):
-                return int(bad[0])
-        return super().call(kernel, *args)
-
-    def count_targets(self, targets: Tensor, V: int, ignore_index: int) -> Tensor:
-        return _native._count_on_device(targets, V, ignore_index)
-
-    def workspace(self, like: Tensor, floats: int) -> Tensor:
-        """What _native.workspace is for tensors on a GPU; garbage that shows."""
-        return torch.full((floats,), torch.nan)
+    def run(self, kernel: str, *args: object) -> int:
+        return self._run(kernel, *args, torch.get_num_threads())
 
     def launch(self, kernel: str, *tensors: Tensor) -> None:
         """Launches a kernel that only tests have (tests/emulation/*.cu)."""

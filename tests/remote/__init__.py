@@ -22,14 +22,18 @@ from gpt2c import _native
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def cmake() -> str:
+    """The one that `make test` installs beside this Python, or the system's."""
+    found = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert found, "cmake not found: install it (pip install cmake)"
+    return found
+
+
 def build(name: str, *options: str, source: Path = ROOT) -> Path:
     """The kernel server of the CMake project `source`, built with `options` below build/; returns the program."""
     folder = ROOT / "build" / f"remote-{name}"
-    # The one that `make test` installs beside this Python, or the system's.
-    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert cmake, "cmake not found: install it (pip install cmake)"
-    configure = [cmake, "-S", source, "-B", folder, *options]
-    for command in (configure, [cmake, "--build", folder, "--parallel", "2"]):
+    configure = [cmake(), "-S", source, "-B", folder, *options]
+    for command in (configure, [cmake(), "--build", folder, "--parallel", "2"]):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout}"
     return folder / "kernel_server"

@@ -1,0 +1,128 @@
+"""What csrc/cuda/cuda.cmake decides and says, and what a build with CUDA kernels is where there is no GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+import on_gpu
+import pytest
+import remote
+import torch
+from torch._subclasses import FakeTensorMode
+
+import gpt2c
+from gpt2c import _native
+
+CUDA_CMAKE = remote.ROOT / "csrc" / "cuda" / "cuda.cmake"
+KERNELS_WITHOUT_CUDA = {"cross_entropy_count"}  # csrc/kernels.h says why
+needs_cuda_build = pytest.mark.skipif(_native.CUDA is None, reason="gpt2c was built without CUDA kernels (no nvcc)")
+
+
+def run_cmake(*args: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [remote.cmake(), *args]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def default_architectures(folder: Path, nvcc: str, gpus: str) -> str:
+    """What is built for by nvcc of that version on a machine whose nvidia-smi writes `gpus`."""
+    smi = folder / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{gpus}'\n")
+    smi.chmod(0o755)
+    script = folder / "script.cmake"
+    script.write_text(
+        f"set(CMAKE_CUDA_COMPILER_VERSION {nvcc})\ninclude({CUDA_CMAKE})\n"
+        'gpt2c_default_architectures(architectures)\nmessage(STATUS "architectures: ${architectures}")\n'
+    )
+    done = run_cmake("-DGPT2C_CUDA=OFF", "-P", str(script), PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("architectures: ")[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "gpus", "expected"),
+    [
+        ("12.0.140", "", "75-real;80-real;86-real;89-real;90"),
+        ("12.8.61", "", "75-real;80-real;86-real;89-real;90-real;100-real;120"),
+        ("13.0.88", "8.6\\n", "86"),
+        ("13.0.88", "12.0\\n9.0\\n9.0\\n", "90-real;120"),
+        ("12.0.140", "12.0\\n", "75-real;80-real;86-real;89-real;90"),  # this nvcc does not know the GPU, PTX will do
+        ("13.0.88", "8.6\\n7.0\\n", "75-real;80-real;86-real;89-real;90-real;100-real;120"),
+        ("13.0.88", "NVIDIA-SMI has failed\\n", "75-real;80-real;86-real;89-real;90-real;100-real;120"),
+    ],
+)
+def test_architectures_are_those_of_this_machine(tmp_path: Path, nvcc: str, gpus: str, expected: str) -> None:
+    assert default_architectures(tmp_path, nvcc, gpus) == expected
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a module _ext that takes cuda.cmake in."""
+    (tmp_path / "ext.cpp").write_text("")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(ext LANGUAGES CXX)\nadd_library(_ext MODULE ext.cpp)\n"
+        f"include({CUDA_CMAKE})\n"
+    )
+    return tmp_path
+
+
+def configure(project: Path, choice: str, **environment: str) -> subprocess.CompletedProcess:
+    return run_cmake(f"-DGPT2C_CUDA={choice}", "-S", str(project), "-B", str(project / "build"), **environment)
+
+
+def said(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if "gpt2c:" in line]
+
+
+def test_without_nvcc(project: Path) -> None:
+    """AUTO builds for the CPU, ON is an error; what was not found the last time is looked for again."""
+    nowhere = str(project / "nvcc")
+    problem = "no working nvcc was found (PATH, CUDACXX)"
+    done = configure(project, "AUTO", CUDACXX=nowhere)
+    assert (done.returncode, said(done.stdout)) == (0, [f"-- gpt2c: {problem}, only CPU kernels are built"])
+    done = configure(project, "ON", CUDACXX=nowhere)
+    assert (done.returncode, said(done.stderr)) == (1, [f"gpt2c: GPT2C_CUDA=ON, but {problem}"])
+
+
+def test_switched_off(project: Path) -> None:
+    done = configure(project, "OFF")
+    assert (done.returncode, said(done.stdout)) == (0, ["-- gpt2c: GPT2C_CUDA=OFF, only CPU kernels are built"])
+    assert "CUDA compiler" not in done.stdout
+
+
+@needs_cuda_build
+def test_every_kernel_is_bound() -> None:
+    kernels = {name for name in dir(_native._ext) if callable(getattr(_native._ext, name)) and hasattr(_native, "call")}
+    kernels = {name for name in kernels if name.endswith(("forward", "backward", "adamw", "norm", "count"))}
+    assert len(kernels) == 13
+    assert {name for name in kernels if not hasattr(_native.CUDA, name)} == KERNELS_WITHOUT_CUDA
+
+
+@needs_cuda_build
+def test_cudart_stays_inside() -> None:
+    """torch brings another libcudart along; neither may take the other's functions."""
+    library = ctypes.CDLL(_native._ext.__file__)
+    with pytest.raises(AttributeError):
+        _ = library.cudaLaunchKernel
+
+
+@needs_cuda_build
+@pytest.mark.skipif(not on_gpu.gpu_problem(), reason="this machine has a GPU")
+def test_a_build_with_cuda_says_that_there_is_no_gpu() -> None:
+    assert "no GPU: " in _native.cuda_status()
+    with pytest.raises(RuntimeError, match="^GPU 0: "):
+        _native.CUDA.set_stream(0, 0)
+
+
+def test_a_gpus_tensor_needs_a_build_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "CUDA", None)
+    with FakeTensorMode(), pytest.raises(ValueError, match="gelu: x is on cuda:0, expected the CPU: gpt2c was built "):
+        gpt2c.ops.gelu(torch.empty(3, device="cuda:0"))
+    assert _native.cuda_status() == "not built (see the README's Install)"
+
+
+def test_other_devices_are_refused() -> None:
+    with FakeTensorMode(), pytest.raises(ValueError, match="gelu: x is on xpu:0, expected the CPU or CUDA"):
+        gpt2c.ops.gelu(torch.empty(3, device="xpu:0"))
