@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import on_gpu
 import pytest
@@ -126,3 +127,29 @@ def test_a_gpus_tensor_needs_a_build_with_cuda(monkeypatch: pytest.MonkeyPatch) 
 def test_other_devices_are_refused() -> None:
     with FakeTensorMode(), pytest.raises(ValueError, match="gelu: x is on xpu:0, expected the CPU or CUDA"):
         gpt2c.ops.gelu(torch.empty(3, device="xpu:0"))
+
+
+def test_a_kernel_is_queued_on_torchs_stream_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for torch's device and stream, and for the module."""
+    log = []
+
+    class Device:
+        def __init__(self, gpu: int) -> None:
+            self.gpu = gpu
+
+        def __enter__(self) -> None:
+            log.append(f"enter {self.gpu}")
+
+        def __exit__(self, *error: object) -> None:
+            log.append(f"leave {self.gpu}")
+
+    class Module:
+        set_stream = staticmethod(lambda gpu, stream: log.append(f"GPU {gpu} stream {stream}"))
+        gelu_forward = staticmethod(lambda *values: log.append(f"gelu_forward {values}"))
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda gpu: SimpleNamespace(cuda_stream=100 + gpu))
+    monkeypatch.setattr(_native, "CUDA", Module)
+    monkeypatch.setattr(_native, "_gpu_of", lambda args: 1)
+    _native.call("gelu_forward", torch.float32, 7)
+    assert log == ["enter 1", "GPU 1 stream 101", f"gelu_forward (0, 7, {torch.get_num_threads()})", "leave 1"]
