@@ -55,6 +55,19 @@ def test_magnitudes(backend: str, scale: float) -> None:
     check(*problem(20, 16, 50, scale=scale))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_scale(backend: str, dtype: torch.dtype) -> None:
+    # In fp16 the scale itself is infinite, and a probability over the number of rows, 2e-6, has one bit left.
+    given, targets = problem(600, 8, 1023, dtype)
+    scale = 65536.0
+    leaves = [t.requires_grad_() for t in given.values()]
+    exact = [t.detach().double().requires_grad_() for t in given.values()]
+    got = torch.autograd.grad(ops.linear_cross_entropy(*leaves, targets) * scale, leaves)
+    expected = torch.autograd.grad(ops.linear_cross_entropy_reference(*exact, targets) * scale, exact)
+    for name, a, b in zip(("dx", "dweight"), got, expected, strict=True):
+        assert_close("linear_cross_entropy", name, a, b, dtype)
+
+
 @pytest.mark.parametrize("vocab_size", [1, 40, 63, 64])
 def test_padding(backend: str, vocab_size: int) -> None:
     given, targets = problem(300, 8, 64)

@@ -64,8 +64,8 @@ def attention(
 ) -> Tensor:
     """o = dropout(softmax(scale * q k^T + mask)) v.
 
-    q (B, H, Tq, D); k, v (B, H, Tk, D), D <= 256, fp32 or bf16, any strides (used where they lie if the last
-    dimension is dense). causal: query i sees key j iff j <= i + Tk - Tq, so the last query sees every key; a query
+    q (B, H, Tq, D); k, v (B, H, Tk, D), D <= 256, fp32, bf16 or, on CUDA, fp16, any strides (used where they lie if the
+    last dimension is dense). causal: query i sees key j iff j <= i + Tk - Tq, so the last query sees every key; a query
     that sees none gives zeros; what is hidden must be finite. scale: 1 / sqrt(D) for None. dropout_p in [0, 1):
     probability of dropping an entry; the mask is a function of `seed` (int64, one element, needed when dropout_p > 0)
     and the entry's position alone. Returns o (B, H, Tq, D), laid out in memory as (B, Tq, H, D). Raises ValueError or

@@ -24,10 +24,9 @@ def cross_entropy_reference(logits: Tensor, targets: Tensor, ignore_index: int =
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
     """loss = mean over rows that are not ignored of logsumexp(logits[n]) - logits[n, targets[n]].
 
-    logits (N, V) fp32 or bf16; targets (N) int64, each in [0, V) or ignore_index. Returns the loss, 0-dim fp32; nan if
-    every row is ignored, as in torch. Raises IndexError for a target out of range (on CUDA, an assertion fails on the
-    device instead), ValueError or TypeError for a wrong
-    shape, dtype or device.
+    logits (N, V) fp32, bf16 or, on CUDA, fp16; targets (N) int64, each in [0, V) or ignore_index. Returns the loss,
+    0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range (on CUDA, an
+    assertion fails on the device instead), ValueError or TypeError for a wrong shape, dtype or device.
     """
     return _forward(logits, targets, ignore_index)[0]
 

@@ -24,10 +24,10 @@ def embedding_reference(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, v
 def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None) -> Tensor:
     """x[b, t] = wte[idx[b, t]] + wpe[start + t].
 
-    idx (B, T) int64 with ids in [0, vocab_size); wte (Vp, C), wpe (P, C) fp32 or bf16; vocab_size at most Vp, which
-    it is for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C). Raises IndexError for an
-    id or a position out of range (on CUDA, an id out of range fails an assertion on the device instead), ValueError or
-    TypeError for a wrong shape, dtype or device.
+    idx (B, T) int64 with ids in [0, vocab_size); wte (Vp, C), wpe (P, C) fp32, bf16 or, on CUDA, fp16; vocab_size at
+    most Vp, which it is for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C). Raises
+    IndexError for an id or a position out of range (on CUDA, an id out of range fails an assertion on the device
+    instead), ValueError or TypeError for a wrong shape, dtype or device.
     """
     return _forward(idx, wte, wpe, start, vocab_size)
 

@@ -29,7 +29,7 @@ def bias_gelu_reference(x: Tensor, bias: Tensor, approximate: str = "tanh") -> T
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """y = gelu(x), elementwise. x (...) fp32 or bf16; approximate "tanh" or "none". Returns y like x.
+    """y = gelu(x), elementwise. x (...) fp32, bf16 or, on CUDA, fp16; approximate "tanh" or "none". Returns y like x.
 
     Raises ValueError for another `approximate`, TypeError for another dtype.
     """
@@ -37,7 +37,7 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
-    """y = gelu(x + bias). x (..., C) fp32 or bf16; bias (C) of the same dtype. Returns y (..., C).
+    """y = gelu(x + bias). x (..., C) fp32, bf16 or, on CUDA, fp16; bias (C) of the same dtype. Returns y (..., C).
 
     Raises ValueError or TypeError where shapes, dtypes or devices differ from that.
     """

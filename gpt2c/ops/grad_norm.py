@@ -23,8 +23,8 @@ def grad_norm_reference(grads: list[Tensor]) -> Tensor:
 
 
 def grad_norm(grads: list[Tensor]) -> Tensor:
-    """sqrt of the sum of squares of all elements. grads: at least one tensor, fp32 or bf16 (one dtype for all), any
-    shapes.
+    """sqrt of the sum of squares of all elements. grads: at least one tensor, fp32, bf16 or, on CUDA, fp16 (one dtype
+    for all), any shapes.
 
     Returns the norm, 0-dim fp32: inf or nan if any element is. Raises ValueError or TypeError otherwise.
     """

@@ -31,8 +31,8 @@ def residual_layernorm_reference(
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """y = (x - mean) * rstd * weight + bias over the last dimension.
 
-    x (..., C) fp32 or bf16; weight, bias (C) of the same dtype; eps is added to the variance. Returns y (..., C).
-    Raises ValueError or TypeError where shapes, dtypes or devices differ from that.
+    x (..., C) fp32, bf16 or, on CUDA, fp16; weight, bias (C) of the same dtype; eps is added to the variance. Returns y
+    (..., C). Raises ValueError or TypeError where shapes, dtypes or devices differ from that.
     """
     return _forward(x, None, weight, bias, eps)[1]
 
@@ -42,8 +42,8 @@ def residual_layernorm(
 ) -> tuple[Tensor, Tensor]:
     """h = x + residual and y = layernorm(h), in one pass over memory.
 
-    x, residual (..., C) fp32 or bf16; weight, bias (C) of the same dtype. Returns (h, y), both (..., C).
-    Raises ValueError or TypeError where shapes, dtypes or devices differ from that.
+    x, residual (..., C) fp32, bf16 or, on CUDA, fp16; weight, bias (C) of the same dtype. Returns (h, y), both (...,
+    C). Raises ValueError or TypeError where shapes, dtypes or devices differ from that.
     """
     h, y, _, _ = _forward(x, residual, weight, bias, eps)
     return h, y

@@ -5,7 +5,9 @@
 Rows are taken a chunk at a time: logits = x_chunk weight^T (torch's matrix product), then their softmax, loss and
 gradient in place (csrc/cpu/cross_entropy.cpp), then dx_chunk = dlogits weight and dweight += dlogits^T x_chunk. So
 the gradients are ready when the loss is, nothing is computed twice, and memory holds one chunk of logits (Hsu et al.,
-"Liger Kernel", 2024, section 3.2, has the same idea).
+"Liger Kernel", 2024, section 3.2, has the same idea). They are of the sum over rows: the backward divides by the number
+of rows together with its multiplication by dloss, in fp32, since probabilities over that number vanish in fp16, and the
+dloss that lifts them (65536 by custom) is beyond it.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ def linear_cross_entropy(
 ) -> Tensor:
     """loss = mean over rows that are not ignored of the cross entropy of x[n] weight^T against targets[n].
 
-    x (N, C), weight (Vp, C) fp32 or bf16; targets (N) int64, each in [0, vocab_size) or ignore_index. Only the first
-    vocab_size rows of weight (all of them for None) are classes; the others, padding, get zero gradient. Returns the
-    loss, 0-dim fp32; nan if every row is ignored, as in torch. The matrix products are torch's: for some shapes they
-    round differently on another number of threads. Raises IndexError for a target out of range, ValueError
+    x (N, C), weight (Vp, C) fp32, bf16 or, on CUDA, fp16; targets (N) int64, each in [0, vocab_size) or ignore_index.
+    Only the first vocab_size rows of weight (all of them for None) are classes; the others, padding, get zero gradient.
+    Returns the loss, 0-dim fp32; nan if every row is ignored, as in torch. The matrix products are torch's: for some
+    shapes they round differently on another number of threads. Raises IndexError for a target out of range, ValueError
     or TypeError for a wrong shape, dtype or device.
     """
     need_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -57,20 +59,16 @@ def _check_forward(
 
 def _run_forward(
     x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     N, Vp = x.shape[0], weight.shape[0]
     vocab_size = Vp if vocab_size is None else vocab_size
     targets = targets.contiguous()
     count = count_targets("linear_cross_entropy", targets, vocab_size, ignore_index)
-    _, dx, dweight = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_grad)
+    _, dx, dweight, _ = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_grad)
     logits = x.new_empty(min(N, CHUNK_ROWS), Vp)
-    dweight_sum = dweight if x.dtype == torch.float32 else torch.empty_like(dweight, dtype=torch.float32)
     lse = torch.empty(len(logits), dtype=torch.float64, device=x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    dloss = torch.ones((), dtype=torch.float32, device=x.device)
-    divisor = count
-    if isinstance(count, Tensor):
-        dloss, divisor = dloss / count.clamp_min(1), 1
+    one = torch.ones((), dtype=torch.float32, device=x.device)
     for start in range(0, N, CHUNK_ROWS):
         rows = slice(start, min(start + CHUNK_ROWS, N))
         n = rows.stop - start
@@ -78,14 +76,13 @@ def _run_forward(
         sizes = (n, vocab_size, Vp, ignore_index)
         _native.call("cross_entropy_forward", x.dtype, logits, targets[rows], lse, total, *sizes)
         if need_grad:
-            _native.call(
-                "cross_entropy_backward", x.dtype, dloss, logits, targets[rows], lse, logits, *sizes, max(divisor, 1)
-            )
+            _native.call("cross_entropy_backward", x.dtype, one, logits, targets[rows], lse, logits, *sizes, 1)
             torch.mm(logits[:n, :vocab_size], weight[:vocab_size], out=dx[rows])
-            _accumulate(dweight_sum, logits[:n].T, x[rows], first=start == 0)
-    if need_grad:
-        dweight.copy_(dweight_sum) if N else dweight.zero_()
-    return (total / count).float(), dx, dweight
+            _accumulate(dweight, logits[:n].T, x[rows], first=start == 0)
+    if N == 0:
+        dweight.zero_()
+    per_row = one / torch.as_tensor(count, device=x.device).clamp_min(1)
+    return (total / count).float(), dx, dweight, per_row
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
@@ -100,30 +97,32 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
 
 def _fake_forward(
     x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss = torch.empty((), dtype=torch.float32, device=x.device)
     dx = x.new_empty(x.shape if need_grad else 0)
-    return loss, dx, weight.new_empty(weight.shape if need_grad else 0)
+    dweight = torch.empty(weight.shape if need_grad else 0, dtype=torch.float32, device=x.device)
+    return loss, dx, dweight, torch.empty_like(loss)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, ignore_index, vocab_size, need_grad):
-        loss, dx, dweight = _forward(x, weight, targets, ignore_index, vocab_size, True)
-        ctx.save_for_backward(dx, dweight)
-        ctx.mark_non_differentiable(dx, dweight)
-        return loss, dx, dweight
+        loss, dx, dweight, per_row = _forward(x, weight, targets, ignore_index, vocab_size, True)
+        ctx.save_for_backward(dx, dweight, per_row)
+        ctx.mark_non_differentiable(dx, dweight, per_row)
+        return loss, dx, dweight, per_row
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dloss, _dx, _dweight):
-        dx, dweight = ctx.saved_tensors
-        return dx * dloss, dweight * dloss, None, None, None, None
+    def backward(ctx, dloss, _dx, _dweight, _per_row):
+        dx, dweight, per_row = ctx.saved_tensors
+        scale = dloss * per_row
+        return (dx.float() * scale).to(dx.dtype), (dweight * scale).to(dx.dtype), None, None, None, None
 
 
 _forward = define(
     "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int? vocab_size,"
-    " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight)",
+    " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight, Tensor per_row)",
     _check_forward,
     _run_forward,
     _fake_forward,
