@@ -78,7 +78,6 @@ def backend(
         servers[name].patch(monkeypatch)
     yield name
     _native.set_isa("")
-    torch.set_deterministic_debug_mode("default")
 
 
 def start_server(name: str) -> remote.Remote:
@@ -93,6 +92,7 @@ def _same_start() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
+    torch.set_deterministic_debug_mode("default")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import check_op, randn, strided
-from on_gpu import GUARD, OnGpu, poisoned_memory
+from on_gpu import GUARD, OnGpu
 
 from gpt2c import _native, ops
 from gpt2c.ops.attention import attention_reference
@@ -87,7 +87,4 @@ def test_a_write_beside_a_tensor_is_found(monkeypatch: pytest.MonkeyPatch, index
 
 def test_an_output_that_no_kernel_writes_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     patched_with(monkeypatch, lambda *args: None)
-    with poisoned_memory():
-        y = ops.gelu(torch.ones(5))
-    assert y.isnan().all()
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert ops.gelu(torch.ones(5)).isnan().all()
