@@ -34,6 +34,9 @@ void wait(State state, Site site);
 // All lanes of a warp's exchange have come: gives each its result (warp.cpp). lanes[i] is null if i is not in the mask.
 void complete_exchange(Fibre* const (&lanes)[kLanes]);
 
+// ---- launch_log.cpp
+void log_launch(const void* kernel, size_t threads, size_t shared);
+
 // ---- sites.cpp
 bool is_skipped(Site site);
 

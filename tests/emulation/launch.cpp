@@ -96,6 +96,7 @@ cudaError_t launch(const void* address, dim3 grid, dim3 size, size_t shared, voi
         error = problem;
         return cudaErrorInvalidConfiguration;
     }
+    log_launch(address, threads, shared);
     kernel = &find_kernel(address);
     kernel_call = call;
     kernel_closure = closure;
