@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import cuda_roofline
 import tyro
 from cuda_compile import ROOT, SOURCES, Compiled, ToolMissing, Tools, compile_file, find_tools
 from cuda_gates import Broken, check
 from cuda_occupancy import ARCHITECTURES
-from cuda_table import Row, kernel_table, seconds_table, summary_table, with_launches
+from cuda_table import Row, kernel_table, seconds_table, summary_table, with_launches, write_between
 
-DOCUMENT = ROOT / "docs" / "cuda.md"
+PICTURE = ROOT / "docs" / "images" / "cuda-roofline.png"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Args:
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The gates only, without the tables (which need torch and the emulator of tests/emulation)."""
     write: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Keep the tables in docs/cuda.md."""
+    """Keep the tables in docs/cuda.md, those of the roofline too, and its picture."""
     json: Path | None = None
     """A file for all figures of all instances."""
 
@@ -77,15 +78,6 @@ def tables(tools: Tools, compiled: dict[str, dict[int, Compiled]], rows: dict[in
     return "\n\n".join(parts)
 
 
-def replace_between(text: str, name: str, content: str) -> str:
-    """`text` with `content` between its markers <!-- name --> and <!-- end of name -->."""
-    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"the markers {start} and {end} are not there once each")
-    before, rest = text.split(start)
-    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
-
-
 def main(args: Args) -> int:
     unknown = sorted(set(args.arch) - set(ARCHITECTURES))
     if unknown or not args.arch:
@@ -107,7 +99,9 @@ def main(args: Args) -> int:
                        for of in rows.values() for r in of]  # fmt: skip
             args.json.write_text(json.dumps(figures, indent=1))
         if args.write:
-            DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), "kernels", text))
+            write_between("kernels", text)
+            write_between("roofline", f"{cuda_roofline.gpu_table()}\n\n{cuda_roofline.work_table()}")
+            cuda_roofline.draw(PICTURE)
     for gate in broken:
         print(f"broken gate: {gate}", file=sys.stderr)
     if not broken:

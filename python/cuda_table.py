@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from cuda_compile import Compiled, Instance
+from cuda_compile import ROOT, Compiled, Instance
 from cuda_occupancy import occupancy, resident_blocks
 
+DOCUMENT = ROOT / "docs" / "cuda.md"
 COUNTED = ("HMMA", "LDSM", "LDGSTS", "LDG.128", "STG.128", "LDS.128", "STS.128")
 
 
@@ -111,3 +112,17 @@ def seconds_table(compiled: dict[str, dict[int, Compiled]]) -> str:
     total = [sum(of[a].seconds for of in compiled.values()) for a in arches]
     lines.append(("all", *(f"{t:.1f}" for t in total)))
     return markdown(("seconds", *(f"sm_{a}" for a in arches)), lines)
+
+
+def replace_between(text: str, name: str, content: str) -> str:
+    """`text` with `content` between its markers <!-- name --> and <!-- end of name -->."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"the markers {start} and {end} are not there once each")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def write_between(name: str, content: str) -> None:
+    """Replaces what docs/cuda.md has between the markers."""
+    DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), name, content))

@@ -250,11 +250,11 @@ def test_a_row_holds_the_range_of_its_instances() -> None:
 
 def test_text_between_markers_is_replaced() -> None:
     text = "a\n<!-- kernels -->\nold\n<!-- end of kernels -->\nb\n"
-    new = cuda_report.replace_between(text, "kernels", "new")
+    new = cuda_table.replace_between(text, "kernels", "new")
     assert new == "a\n<!-- kernels -->\nnew\n<!-- end of kernels -->\nb\n"
-    assert cuda_report.replace_between(new, "kernels", "new") == new
+    assert cuda_table.replace_between(new, "kernels", "new") == new
     with pytest.raises(ValueError, match="markers"):
-        cuda_report.replace_between(text, "errors", "new")
+        cuda_table.replace_between(text, "errors", "new")
 
 
 def test_without_a_compiler_one_sentence_and_code_3(
