@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,13 +101,16 @@ def find_tools() -> Tools:
 def compile_file(tools: Tools, source: Path, arch: int) -> Compiled:
     """Compiles `source` for sm_<arch>, or takes what an earlier run has kept of the same sources and compiler."""
     kept = CACHE / f"{source.stem}-sm_{arch}-{_digest(tools, source)}.json"
-    if kept.exists():
-        found = json.loads(kept.read_text())
-        return Compiled([Instance(**i) for i in found["instances"]], found["seconds"])
-    CACHE.mkdir(parents=True, exist_ok=True)
-    for old in CACHE.glob(f"{source.stem}-sm_{arch}-*"):
-        old.unlink()
-    cubin = kept.with_suffix(".cubin")
+    if not kept.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for old in CACHE.glob(f"{source.stem}-sm_{arch}-*"):
+            old.unlink()
+        kept.write_text(json.dumps(_compile(tools, source, arch, kept.with_suffix(".cubin"))))
+    found = json.loads(kept.read_text())
+    return Compiled(read_instances(found["ptxas"], found["code"], source, arch), found["seconds"])
+
+
+def _compile(tools: Tools, source: Path, arch: int, cubin: Path) -> dict[str, object]:
     command = [tools.nvcc, *FLAGS, f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", "-o", cubin, source]
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -114,15 +118,13 @@ def compile_file(tools: Tools, source: Path, arch: int) -> Compiled:
     if done.returncode:
         raise RuntimeError(f"{source.name} does not compile for sm_{arch}:\n{done.stderr}")
     code = subprocess.run([tools.nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
-    compiled = Compiled(read_instances(done.stderr, code, source, arch), seconds)
-    kept.write_text(json.dumps(asdict(compiled)))
-    return compiled
+    return {"seconds": seconds, "ptxas": done.stderr, "code": code}
 
 
 def _digest(tools: Tools, source: Path) -> str:
     files = [source, *sorted(SOURCES.parent.glob("*.h")), *sorted(SOURCES.glob("*.cuh")), *sorted(SOURCES.glob("*.h"))]
     digest = hashlib.sha256(f"{tools.version} {FLAGS}".encode())
-    for file in (*files, Path(__file__)):
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -131,11 +133,12 @@ def read_instances(ptxas: str, code: str, source: Path, arch: int) -> list[Insta
     """What `ptxas -v` and nvdisasm say of each kernel of a file."""
     usage, counts = read_ptxas(ptxas), count_instructions(code)
     parameters = {**template_parameters(SOURCES.glob("*.cuh")), **template_parameters([source])}
+    enumerations = enumerators([source])
     instances = []
     for symbol, demangled in zip(usage, demangle(list(usage)), strict=True):
         kernel, values = split_name(demangled)
         file, names = parameters.get(kernel, (source.stem, ()))
-        arguments = ", ".join(describe(values, names))
+        arguments = ", ".join(describe(values, names, enumerations))
         instances.append(Instance(file, kernel, arguments, arch, **usage[symbol], instructions=dict(counts[symbol])))
     return sorted(instances, key=lambda i: i.name)
 
@@ -187,7 +190,7 @@ def split_name(demangled: str) -> tuple[str, list[str]]:
     return name.rpartition("::")[2], [v.rpartition("::")[2] for v in values]
 
 
-def template_parameters(files: object) -> dict[str, tuple[str, tuple[str, ...]]]:
+def template_parameters(files: Iterable[Path]) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Of each kernel defined in the files: the file, and its template's parameters as written ("bool kDropout")."""
     definition = re.compile(
         r"(?:template\s*<([^>]*)>\s*)?__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\("
@@ -199,8 +202,18 @@ def template_parameters(files: object) -> dict[str, tuple[str, tuple[str, ...]]]
     return found
 
 
-def describe(values: list[str], parameters: tuple[str, ...]) -> list[str]:
-    """Template arguments for a reader: dtypes and classes by name, ints as name=value, bools only where true."""
+def enumerators(files: Iterable[Path]) -> dict[str, list[str]]:
+    """The names of the values of each enum class defined in the files."""
+    definition = re.compile(r"enum class (\w+)[^{;]*\{([^}]*)\}")
+    return {
+        name: [v.split("=")[0].strip() for v in values.split(",")]
+        for file in files
+        for name, values in definition.findall(file.read_text())
+    }
+
+
+def describe(values: list[str], parameters: tuple[str, ...], enumerations: dict[str, list[str]]) -> list[str]:
+    """Template arguments for a reader: dtypes, classes, enumerators by name, ints as name=value, bools where true."""
     words = []
     for i, value in enumerate(values):
         kind, _, name = (parameters[i] if i < len(parameters) else "").partition(" ")
@@ -209,6 +222,8 @@ def describe(values: list[str], parameters: tuple[str, ...]) -> list[str]:
                 words.append(re.sub(r"^k(?=[A-Z])", "", name).lower())
         elif kind == "int" and name:
             words.append(f"{name}={value}")
+        elif kind in enumerations:
+            words.append(enumerations[kind][int(value.rpartition(")")[2])])
         else:
             words.append(DTYPES.get(value, value))
     return words

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_compile import CACHE, ROOT, SOURCES, demangle, describe, split_name, template_parameters
+from cuda_compile import CACHE, ROOT, SOURCES, demangle, describe, enumerators, split_name, template_parameters
 
 from gpt2c import _native, ops
 
@@ -122,13 +122,18 @@ def kernels_of(program: Path) -> dict[int, tuple[str, str, str]]:
         elif name == "__ehdr_start":
             base = int(address, 16)
     parameters = {source.stem: template_parameters([source]) for source in SOURCES.glob("*.cu")}
+    enumerations = {source.stem: enumerators([source]) for source in SOURCES.glob("*.cu")}
     headers = template_parameters(SOURCES.glob("*.cuh"))
     kernels = {}
     for (address, _, stem), name in zip(symbols, demangle([name for _, name, _ in symbols]), strict=True):
         kernel, values = split_name(name)
         found = parameters.get(stem, {}).get(kernel) or headers.get(kernel)
         if found:
-            kernels[address - base] = (found[0], kernel, ", ".join(describe(values, found[1])))
+            kernels[address - base] = (
+                found[0],
+                kernel,
+                ", ".join(describe(values, found[1], enumerations.get(stem, {}))),
+            )
     return kernels
 
 
@@ -187,7 +192,10 @@ def call_every_op(dtype: torch.dtype) -> None:
             q, k, v = leaf(1, 1, Tq, D), leaf(1, 1, 144, D), leaf(1, 1, 144, D)
             seed = torch.tensor([1]) if dropout else None
             ops.attention(q, k, v, causal=True, dropout_p=dropout, seed=seed).sum().backward()
-    ops.adamw_(
-        [leaf(64).detach()], [leaf(64).detach()], [torch.zeros(64)], [torch.zeros(64)],
-        step=1, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
-    )  # fmt: skip
+    for masters, seed in ((None, None), ([torch.zeros(64)], None), (None, torch.tensor([1]))):
+        if (masters and dtype == torch.float32) or (seed is not None and dtype != torch.bfloat16):
+            continue
+        ops.adamw_(
+            [leaf(64).detach()], [leaf(64).detach()], [torch.zeros(64)], [torch.zeros(64)],
+            step=1, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, masters=masters, seed=seed,
+        )  # fmt: skip

@@ -59,6 +59,7 @@ CODE = f"""\
 """
 
 SOURCE = """\
+enum class Weights { plain, masters = 1 };
 template <class T, int V, bool kDropout>
 __global__ void __launch_bounds__(Shape<V>::kThreads, V == 8 ? 3 : 2)
     forward(const T* x, T* y);
@@ -93,6 +94,18 @@ def test_ptxas_and_nvdisasm_are_read(instances: list[Instance]) -> None:
 )  # fmt: skip
 def test_names_are_shortened(demangled: str, expected: tuple[str, list[str]]) -> None:
     assert cuda_compile.split_name(demangled) == expected
+
+
+def test_template_arguments_are_described() -> None:
+    parameters = ("Weights weights", "class T", "int V", "bool kKeys", "bool kDropout")
+    values = ["(Weights)1", "f16", "8", "true", "false"]
+    words = cuda_compile.describe(values, parameters, {"Weights": ["plain", "masters"]})
+    assert words == ["masters", "fp16", "V=8", "keys"]
+
+
+def test_enumerators_are_read(tmp_path: Path) -> None:
+    (tmp_path / "x.cu").write_text(SOURCE)
+    assert cuda_compile.enumerators([tmp_path / "x.cu"]) == {"Weights": ["plain", "masters"]}
 
 
 def instance(kernel: str = "layernorm.forward_kernel", arguments: str = "bf16, V=8", **changes: object) -> Instance:
