@@ -31,6 +31,7 @@ INSTRUCTIONS = {
     "STG.128": r"STG\.(?:\w+\.)*128\b",
     "LDS.128": r"LDS\.(?:\w+\.)*128\b",
     "STS.128": r"STS\.(?:\w+\.)*128\b",
+    "traps": r"BPT\.TRAP\b",
 }
 
 
@@ -217,9 +218,11 @@ def describe(values: list[str], parameters: tuple[str, ...], enumerations: dict[
     words = []
     for i, value in enumerate(values):
         kind, _, name = (parameters[i] if i < len(parameters) else "").partition(" ")
+        if re.match("k[A-Z]", name):
+            name = name[1:].lower()
         if kind == "bool":
             if value in ("true", "1"):
-                words.append(re.sub(r"^k(?=[A-Z])", "", name).lower())
+                words.append(name)
         elif kind == "int" and name:
             words.append(f"{name}={value}")
         elif kind in enumerations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cuda_compile import Instance
@@ -60,6 +60,16 @@ class Broken:
         return f"{self.kernel} for sm_{self.arch}: found {self.found}, expected {self.expected}"
 
 
+def check_all(instances: Sequence[Instance]) -> list[Broken]:
+    """The gates that these break, alone and together."""
+    broken = [b for instance in instances for b in check(instance)]
+    for kernel in (k for k, rule in RULES.items() if rule.tensor_cores):
+        of = [i for i in instances if f"{i.file}.{i.kernel}" == kernel and i.arch == 75]
+        if of and not any(i.dtype == "fp16" and i.instructions["HMMA.1688"] for i in of):
+            broken.append(Broken(kernel, 75, "no instance for fp16 with HMMA.1688", "at least 1"))
+    return list(dict.fromkeys(broken))  # a kernel of a header is compiled with several files
+
+
 def check(instance: Instance) -> Iterator[Broken]:
     """The gates that this instance breaks."""
     name = f"{instance.file}: {instance.name}"
@@ -67,6 +77,8 @@ def check(instance: Instance) -> Iterator[Broken]:
     if rule is None:
         yield Broken(name, instance.arch, "a kernel without a rule", "one in RULES of python/cuda_gates.py")
         return
+    if instance.arch >= 80 and instance.instructions["traps"]:
+        yield Broken(name, instance.arch, "a trap", "none")
     if instance.spills:
         yield Broken(name, instance.arch, f"{instance.spills} bytes of register spills", "0")
     for instruction in required(instance, rule):
@@ -74,17 +86,20 @@ def check(instance: Instance) -> Iterator[Broken]:
             yield Broken(name, instance.arch, f"0 {instruction} instructions", "at least 1")
 
 
+def not_for_this_gpu(instance: Instance) -> bool:
+    """Whether this is one of the instances that sm_75 cannot run or has no room for: a trap in their place says that
+    they are not launched there."""
+    return instance.arch < 80 and instance.instructions["traps"] > 0
+
+
 def required(instance: Instance, rule: Rule) -> list[str]:
     """The instructions that the machine code must contain."""
     unaligned = any(instance.argument(name) == 1 for name in VECTOR_PARAMETERS)
+    if not_for_this_gpu(instance):
+        return []
     names = []
     if rule.tensor_cores:
-        if instance.arch >= 80:
-            names += ["HMMA", "LDSM", "LDGSTS"]
-        elif instance.dtype == "fp16":
-            names += ["HMMA.1688", "LDSM"]
-        else:
-            return []  # sm_75 has no bf16: the kernel is never launched there
+        names += ["HMMA", "LDSM", "LDGSTS"] if instance.arch >= 80 else ["HMMA.1688", "LDSM"]
     if rule.loads and not unaligned:
         names.append("LDG.128")
     if rule.stores and not unaligned:

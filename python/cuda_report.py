@@ -23,7 +23,7 @@ from typing import Annotated
 import cuda_roofline
 import tyro
 from cuda_compile import ROOT, SOURCES, Compiled, ToolMissing, Tools, compile_file, find_tools
-from cuda_gates import Broken, check
+from cuda_gates import check_all
 from cuda_occupancy import ARCHITECTURES
 from cuda_table import Row, kernel_table, seconds_table, summary_table, with_launches, write_between
 
@@ -52,11 +52,6 @@ def compile_all(tools: Tools, arches: tuple[int, ...], jobs: int) -> dict[str, d
     with ThreadPoolExecutor(jobs) as pool:
         running = {s.name: {a: pool.submit(compile_file, tools, s, a) for a in arches} for s in sources}
         return {name: {a: f.result() for a, f in of.items()} for name, of in running.items()}
-
-
-def broken_gates(compiled: dict[str, dict[int, Compiled]]) -> list[Broken]:
-    found = [b for of in compiled.values() for c in of.values() for i in c.instances for b in check(i)]
-    return list(dict.fromkeys(found))  # a kernel of a header is compiled with several files
 
 
 def rows_of(compiled: dict[str, dict[int, Compiled]], arches: tuple[int, ...]) -> dict[int, list[Row]]:
@@ -89,7 +84,7 @@ def main(args: Args) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 3
     compiled = compile_all(tools, args.arch, args.jobs)
-    broken = broken_gates(compiled)
+    broken = check_all([i for of in compiled.values() for c in of.values() for i in c.instances])
     if not args.check:
         rows = rows_of(compiled, args.arch)
         text = tables(tools, compiled, rows)

@@ -53,6 +53,7 @@ CODE = f"""\
         /*00a0*/                   STS [R4], R8 ;
 .L_x_1:
         /*00b0*/                   LDS.128 R8, [R4] ;
+        /*00c0*/                   BPT.TRAP 0x1 ;
 \t.section\t.text.{SUM},"ax",@progbits
 .text.{SUM}:
         /*0000*/                   STG.E.64 [R4.64], R8 ;
@@ -80,6 +81,7 @@ def test_ptxas_and_nvdisasm_are_read(instances: list[Instance]) -> None:
     assert (forward.registers, forward.stack, forward.spills, forward.static_shared) == (40, 16, 20, 512)
     assert forward.instructions == {
         "HMMA": 2, "HMMA.1688": 1, "LDSM": 1, "LDGSTS": 1, "LDG.128": 2, "STG.128": 1, "LDS.128": 1, "STS.128": 1,
+        "traps": 1,
     }  # fmt: skip
     assert (total.name, total.dtype, total.registers, total.spills) == ("sum", "", 8, 0)
     assert not any(total.instructions.values())
@@ -97,10 +99,10 @@ def test_names_are_shortened(demangled: str, expected: tuple[str, list[str]]) ->
 
 
 def test_template_arguments_are_described() -> None:
-    parameters = ("Weights weights", "class T", "int V", "bool kKeys", "bool kDropout")
+    parameters = ("Weights weights", "class T", "int kRows", "bool kKeys", "bool kDropout")
     values = ["(Weights)1", "f16", "8", "true", "false"]
     words = cuda_compile.describe(values, parameters, {"Weights": ["plain", "masters"]})
-    assert words == ["masters", "fp16", "V=8", "keys"]
+    assert words == ["masters", "fp16", "rows=8", "keys"]
 
 
 def test_enumerators_are_read(tmp_path: Path) -> None:
@@ -111,8 +113,8 @@ def test_enumerators_are_read(tmp_path: Path) -> None:
 def instance(kernel: str = "layernorm.forward_kernel", arguments: str = "bf16, V=8", **changes: object) -> Instance:
     """One that keeps every rule, but for the changes; instructions are given by what is missing."""
     file, name = kernel.split(".")
-    missing = changes.pop("missing", ())
-    counts = {n: int(n not in missing) for n in cuda_compile.INSTRUCTIONS}
+    missing, traps = changes.pop("missing", ()), changes.pop("traps", 0)
+    counts = {**{n: int(n not in missing) for n in cuda_compile.INSTRUCTIONS}, "traps": traps}
     whole = Instance(file, name, arguments, 80, 32, 0, 0, 0, counts)
     return dataclasses.replace(whole, **changes)
 
@@ -130,6 +132,7 @@ MMA = "attention_mma_forward.attention_forward_mma"
         (instance(MMA, "fp16, D=64", missing=["LDSM"]), "found 0 LDSM instructions, expected at least 1"),
         (instance(MMA, "bf16, D=64", missing=["LDGSTS"]), "found 0 LDGSTS instructions, expected at least 1"),
         (instance(MMA, "fp16, D=64", arch=75, missing=["HMMA.1688"]), "found 0 HMMA.1688 instructions"),
+        (instance(traps=1), "found a trap, expected none"),
         (instance("layernorm.no_such_kernel"), "found a kernel without a rule"),
     ],
 )
@@ -146,11 +149,18 @@ def test_a_broken_gate_is_told(given: Instance, message: str) -> None:
         instance("reduce.add_pieces_kernel", "bf16", missing=["LDG.128", "STG.128"]),
         instance(MMA, "bf16, D=64", missing=["LDG.128"]),  # its loads are LDGSTS
         instance(MMA, "fp16, D=64", arch=75, missing=["LDGSTS"]),
-        instance(MMA, "bf16, D=64", arch=75, missing=list(cuda_compile.INSTRUCTIONS)),  # never launched there
+        instance(MMA, "bf16, D=64", arch=75, missing=list(cuda_compile.INSTRUCTIONS), traps=1),  # not launched there
     ],
 )
 def test_gates_that_hold(given: Instance) -> None:
     assert not list(cuda_gates.check(given))
+
+
+def test_sm75_has_tensor_cores_for_fp16() -> None:
+    traps = instance(MMA, "fp16, D=64, keys=64", arch=75, missing=["HMMA.1688"], traps=1)
+    (broken,) = cuda_gates.check_all([traps])
+    assert str(broken) == f"{MMA} for sm_75: found no instance for fp16 with HMMA.1688, expected at least 1"
+    assert not cuda_gates.check_all([traps, instance(MMA, "fp16, D=64, keys=32", arch=75)])
 
 
 def test_every_kernel_has_a_rule_and_every_rule_a_kernel() -> None:
