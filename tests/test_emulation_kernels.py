@@ -4,8 +4,11 @@ bits."""
 
 from __future__ import annotations
 
+import re
+
 import emulation
 import pytest
+import remote
 from emulation import mutate
 from emulation.cases import CASES, running, same_bits
 from torch import Tensor
@@ -32,6 +35,21 @@ def test_schedules(results: dict[tuple[str, str], list[Tensor]], name: str) -> N
     assert first and all(x.isfinite().all() for x in first)
     for order in ORDERS[1:]:
         assert same_bits(results[order, name], first), f"the results differ with the order {order}"
+
+
+def test_cases_reach_everything() -> None:
+    kernels, places = set(), set()
+    for path in (remote.ROOT / "csrc" / "cuda").glob("*.cu*"):
+        text = re.sub(r"//.*", "", path.read_text())
+        kernels |= set(re.findall(r"__global__[^;{]*?(\w+)\((?!k)", re.sub(r"__launch_bounds__\(.*?\)\s", "", text)))
+        if path.name != "ptx.cuh":
+            lines = enumerate(text.splitlines(), 1)
+            places |= {f"{path.name}:{n}" for n, line in lines if re.search("__sync(threads|warp)|cp_async_wait", line)}
+    with running() as server:
+        for case in CASES.values():
+            case()
+        assert {name.split("<")[0] for name in server.launched_kernels()} == kernels
+        assert {site.split("@")[0] for site in server.reached_sites()} == places
 
 
 @pytest.mark.parametrize("name", ATTENTION)

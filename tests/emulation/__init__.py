@@ -63,6 +63,10 @@ class Emulated(on_gpu.GpuBackend, remote.Remote):
         """The barriers and waits that kernels have come to so far: "FILE:LINE@KERNEL"."""
         return self._lines("reached_sites")
 
+    def launched_kernels(self) -> list[str]:
+        """The kernels that were launched so far, by name and template arguments."""
+        return self._lines("launched_kernels")
+
     def shared_accesses(self) -> list[SharedAccesses]:
         """Since the last call; nothing unless the options say "conflicts"."""
         lines = [line.split("\t") for line in self._lines("conflict_counts")]

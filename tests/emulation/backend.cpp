@@ -70,6 +70,8 @@ const gpt2c::Kernels* find_backend(const char* name) {
 Extra* find_extra(const std::string& name) {
     if (name == "reached_sites")
         return [](const Buffer* tensors) { return answer(emulator::reached_sites(), tensors); };
+    if (name == "launched_kernels")
+        return [](const Buffer* tensors) { return answer(emulator::launched_kernels(), tensors); };
     if (name == "conflict_counts")
         return [](const Buffer* tensors) { return answer(emulator::conflict_counts(), tensors); };
     const auto& kernels = test_kernels();

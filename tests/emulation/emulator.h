@@ -1,7 +1,12 @@
 // Runs CUDA kernels on a CPU, one fibre per CUDA thread, and checks what they do with memory.
 //
-// A block's fibres take turns in an order that a seed shuffles. Kernels are compiled with -fsanitize=thread, whose
+// A block's fibres take turns in an order that a seed shuffles; blocks run one after another. Kernels are compiled with -fsanitize=thread, whose
 // hooks (hooks.cpp) see every load and store; nothing of the sanitizer itself is linked.
+//
+// What it does not see: the text of inline PTX (ptx.cuh calls the functions below in its place), how mma and ex2.approx
+// round (here in fp64, once, and as the C library does), what fences order, registers and occupancy. Block sizes are
+// multiples of 32, a block never waits for another one, and no kernel uses atomics. Memory is looked at in units of two
+// bytes. Two static shared arrays of one kernel have no room between them.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -74,6 +79,9 @@ void configure(Order order, uint64_t seed);
 void skip_site(const std::string& name);
 // Every such site that was reached so far, one a line.
 std::string reached_sites();
+
+// The names of all kernels that were launched so far, one a line: "norm_kernel", "add_pieces_kernel<float>".
+std::string launched_kernels();
 
 // From now on, bank conflicts of shared memory are counted.
 void count_conflicts();

@@ -86,6 +86,8 @@ void fail(const char* format, ...) {
 
 bool failed() { return !error.empty(); }
 
+std::string launched_kernels() { return found_kernels(); }
+
 unsigned char* dynamic_shared() { return shared_memory; }
 
 cudaError_t launch(const void* address, dim3 grid, dim3 size, size_t shared, void (*call)(const void*),

@@ -66,6 +66,7 @@ const Program& program() {
 }
 
 std::map<uint32_t, std::string> known_lines;
+std::map<const void*, Kernel> known_kernels;
 
 void erase_all(std::string& text, const std::string& part) {
     for (size_t at; (at = text.find(part)) != std::string::npos;) text.erase(at, part.size());
@@ -147,10 +148,15 @@ bool is_program(uintptr_t address) {
 }
 
 const Kernel& find_kernel(const void* address) {
-    static std::map<const void*, Kernel> known;
-    const auto [it, is_new] = known.try_emplace(address);
+    const auto [it, is_new] = known_kernels.try_emplace(address);
     if (is_new) it->second = describe(address);
     return it->second;
+}
+
+std::string found_kernels() {
+    std::string all;
+    for (const auto& [address, kernel] : known_kernels) all += kernel.name + "\n";
+    return all;
 }
 
 }  // namespace emulator

@@ -31,5 +31,7 @@ struct Kernel {
 
 // The kernel at this address. Only kernels themselves declare __shared__ variables.
 const Kernel& find_kernel(const void* kernel);
+// The names of all kernels that were looked for so far, one a line.
+std::string found_kernels();
 
 }  // namespace emulator
