@@ -1,7 +1,7 @@
 // Runs CUDA kernels on a CPU, one fibre per CUDA thread, and checks what they do with memory.
 //
-// A block's fibres take turns in an order that a seed shuffles; blocks run one after another. Kernels are compiled with -fsanitize=thread, whose
-// hooks (hooks.cpp) see every load and store; nothing of the sanitizer itself is linked.
+// A block's fibres take turns in an order that a seed shuffles; blocks run one after another. Kernels are compiled with
+// -fsanitize=thread, whose hooks (hooks.cpp) see every load and store; nothing of the sanitizer itself is linked.
 //
 // What it does not see: the text of inline PTX (ptx.cuh calls the functions below in its place), how mma and ex2.approx
 // round (here in fp64, once, and as the C library does), what fences order, registers and occupancy. Block sizes are
