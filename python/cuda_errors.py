@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import pytest
 import torch
 import torch.nn.functional as F
 import tyro
@@ -26,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpt2c import _native, ops
 
 sys.path.insert(0, str(ROOT / "tests"))
-import emulation  # noqa: E402
+from emulation.cases import running  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,9 @@ def rows() -> Iterator[tuple[str, ...]]:
 
 
 def main(args: Args) -> int:
-    server = emulation.emulated()
-    with pytest.MonkeyPatch.context() as patch:
-        server.patch(patch)
+    with running():
         header = ("op", "PyTorch's", "shapes", "dtype", "forward", "PyTorch", "backward", "PyTorch")
         table = markdown(header, rows(), text_columns=4)
-    server.close()
     print(table)
     if args.write:
         write_between("errors", table)

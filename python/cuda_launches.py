@@ -22,6 +22,7 @@ from gpt2c import _native, ops
 sys.path.insert(0, str(ROOT / "tests"))
 import emulation  # noqa: E402
 import remote  # noqa: E402
+from emulation.cases import running  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,9 @@ def gpt2_launches() -> dict[tuple[str, str, str], tuple[int, int]]:
     if kept.exists():
         launches = [Launch(**launch) for launch in json.loads(kept.read_text())]
     else:
-        with recorded() as calls:
-            server = emulation.emulated()
-            with pytest.MonkeyPatch.context() as patch:
-                server.patch(patch)
-                for dtype in _native.DTYPES:
-                    call_every_op(dtype)
-            server.close()
+        with recorded() as calls, running():
+            for dtype in _native.DTYPES:
+                call_every_op(dtype)
         launches = sorted({launch for call in calls for launch in call.launches}, key=astuple)
         CACHE.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps([asdict(launch) for launch in launches]))

@@ -18,7 +18,9 @@ import cuda_gates  # noqa: E402
 import cuda_launches  # noqa: E402
 import cuda_occupancy  # noqa: E402
 import cuda_report  # noqa: E402
+import cuda_roofline  # noqa: E402
 import cuda_table  # noqa: E402
+import cuda_tested  # noqa: E402
 from cuda_compile import Instance  # noqa: E402
 
 FORWARD = "_ZN5gpt2c4cuda36_GLOBAL__N__12345678_4_x_cu_876543217forwardINS_4bf16ELi8ELb1EEEvPKfPf"
@@ -269,6 +271,38 @@ def test_a_row_holds_the_range_of_its_instances() -> None:
     (line,) = cuda_table.kernel_table(rows).splitlines()[2:]
     cells = [c.strip() for c in line.strip("|").split("|")]
     assert cells[:10] == ["`layernorm: forward_kernel`", "bf16", "2", "128", "32 - 40", "0", "0", "0", "12288", "75 %"]
+
+
+def test_what_kernels_went_through_is_counted() -> None:
+    def call(dtype: str, shape: str) -> cuda_launches.Call:
+        launch = cuda_launches.Launch("gelu", "forward_kernel", "Tanh", 128, 0)
+        return cuda_launches.Call("gelu_forward", dtype, shape, (launch,))
+
+    calls = [call("fp32", "1"), call("fp32", "1"), call("bf16", "1"), call("bf16", "2")]
+    (line,) = cuda_tested.tested_table(calls).splitlines()[2:]
+    assert line == "| `gelu: forward_kernel` | bf16, fp32 | 2 | 3 | 4 |"
+
+
+def test_the_least_time_is_the_slower_ones_of_arithmetic_and_memory() -> None:
+    gpu = cuda_roofline.Gpu("one", tensor=100, fp32=10, memory=1000, source="")
+    work = cuda_roofline.Work("x", "x", "", flops=10**12, bytes=10**9, formula="")
+    assert gpu.seconds(work) == pytest.approx(0.1)
+    assert gpu.seconds(dataclasses.replace(work, tensor_cores=True)) == pytest.approx(0.01)
+    assert gpu.seconds(dataclasses.replace(work, bytes=2 * 10**11)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "flops", "moved"),
+    [  # the contracts of csrc/kernels.h, of B8 H12 T1024 D64 and of 8192 rows of 768; dtypes of 2 bytes
+        ("attention_forward", 4 * 8 * 12 * 1024 * 1024 * 64 / 2, 2 * 8 * 12 * 64 * 4096 + 8 * 8 * 12 * 1024),
+        ("attention_backward", 14 * 8 * 12 * 1024 * 1024 * 64 / 2, 2 * 8 * 12 * 64 * 13 * 1024 + 56 * 8 * 12 * 1024),
+        ("adamw", 15 * 124_439_808, (3 * 2 + 16) * 124_439_808),
+    ],
+)
+def test_work_is_that_of_the_contracts(name: str, flops: float, moved: int) -> None:
+    (work,) = (w for w in cuda_roofline.WORK if w.name == name)
+    assert work.bytes == moved
+    assert work.flops == pytest.approx(flops, rel=1e-3)  # the diagonal of the causal mask
 
 
 def test_text_between_markers_is_replaced() -> None:
