@@ -123,11 +123,21 @@ def _compile(tools: Tools, source: Path, arch: int, cubin: Path) -> dict[str, ob
 
 
 def _digest(tools: Tools, source: Path) -> str:
-    files = [source, *sorted(SOURCES.parent.glob("*.h")), *sorted(SOURCES.glob("*.cuh")), *sorted(SOURCES.glob("*.h"))]
     digest = hashlib.sha256(f"{tools.version} {FLAGS}".encode())
-    for file in files:
+    for file in sorted(included(source)):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def included(source: Path) -> set[Path]:
+    """The file and all of csrc that it includes."""
+    files, new = set(), [source]
+    while new:
+        file = new.pop()
+        if file not in files:
+            files.add(file)
+            new += [ROOT / "csrc" / name for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE)]
+    return files
 
 
 def read_instances(ptxas: str, code: str, source: Path, arch: int) -> list[Instance]:

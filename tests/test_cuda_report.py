@@ -112,6 +112,12 @@ def test_enumerators_are_read(tmp_path: Path) -> None:
     assert cuda_compile.enumerators([tmp_path / "x.cu"]) == {"Weights": ["plain", "masters"]}
 
 
+def test_what_a_file_is_compiled_from() -> None:
+    files = {f.name for f in cuda_compile.included(cuda_compile.SOURCES / "gelu.cu")}
+    assert {"gelu.cu", "reduce.cuh", "device.cuh", "ptx.cuh", "dtype.h", "kernels.h"} <= files
+    assert not any(name.startswith("attention") for name in files)
+
+
 def instance(kernel: str = "layernorm.forward_kernel", arguments: str = "bf16, V=8", **changes: object) -> Instance:
     """One that keeps every rule, but for the changes; instructions are given by what is missing."""
     file, name = kernel.split(".")
