@@ -10,10 +10,12 @@ from pathlib import Path
 
 import emulation
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python"))
 import cuda_compile  # noqa: E402
+import cuda_errors  # noqa: E402
 import cuda_gates  # noqa: E402
 import cuda_launches  # noqa: E402
 import cuda_occupancy  # noqa: E402
@@ -309,6 +311,14 @@ def test_work_is_that_of_the_contracts(name: str, flops: float, moved: int) -> N
     (work,) = (w for w in cuda_roofline.WORK if w.name == name)
     assert work.bytes == moved
     assert work.flops == pytest.approx(flops, rel=1e-3)  # the diagonal of the causal mask
+
+
+def test_errors_are_those_of_forward_and_backward() -> None:
+    # y = 2 x, and so its gradient, are off by 1 % in ours and exact in torch's, whose float64 both are compared with.
+    case = cuda_errors.Case("double", "torch's", {"x": (5,)}, lambda x: 2.02 * x, lambda x: 2 * x)
+    ours, torchs = cuda_errors.errors(case, torch.float32)
+    assert ours == pytest.approx([0.01, 0.01], rel=1e-4)
+    assert torchs == [0, 0]
 
 
 def test_text_between_markers_is_replaced() -> None:
