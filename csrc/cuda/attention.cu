@@ -5,16 +5,11 @@
 namespace gpt2c::cuda {
 namespace {
 
-// mma.m16n8k16 and cp.async exist from sm_80 on.
-bool has_tensor_cores() {
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8;
-}
-
-// Tensor cores take 16-bit rows of whole 16-byte chunks; their softmax wants a positive scale.
+// Tensor cores take 16-bit rows of whole 16-byte chunks, and before sm_80 (mma_bf16 in ptx.cuh) only fp16; the softmax
+// of these kernels wants a positive scale.
 bool suits_tensor_cores(const AttentionShape& s, bool aligned) {
-    return s.dtype != DType::f32 && s.D <= 128 && s.D % 8 == 0 && s.scale > 0 && aligned && has_tensor_cores();
+    return s.dtype != DType::f32 && s.D <= 128 && s.D % 8 == 0 && s.scale > 0 && aligned &&
+           (s.dtype == DType::f16 || device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8);
 }
 
 }  // namespace

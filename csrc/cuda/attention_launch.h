@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/attention.cuh"
+#include "cuda/launch.cuh"
 
 namespace gpt2c::cuda {
 
@@ -34,6 +35,24 @@ struct AttentionBackward {
     }
 };
 
+// An attribute of the current device, from the runtime's memory: nothing is waited for.
+inline int device_attribute(cudaDeviceAttr attribute) {
+    int device = 0, value = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
+    if (error != cudaSuccess) throw std::runtime_error(std::string("attention: ") + cudaGetErrorString(error));
+    return value;
+}
+
+// What a block can have on any GPU: sm_75's.
+constexpr size_t kLeastSharedBytes = 64 * 1024;
+
+// Whether a multiprocessor has room for two blocks of so many bytes of dynamic shared memory each, and the 1 KiB that
+// the system takes of each. A block alone would leave it idle at barriers: kernels take smaller tiles where not.
+inline bool two_fit(size_t shared) {
+    return 2 * (shared + 1024) <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
+}
+
 // One block per piece of a head.
 inline dim3 grid_of(int64_t blocks) { return dim3(static_cast<unsigned>(blocks)); }
 
@@ -57,7 +76,7 @@ void attention_backward_simt(const AttentionBackward& a, const RowStats* stats);
 constexpr int kDecodeKeys = 128;
 void attention_decode(const AttentionForward& a, float* partials);
 
-// Tensor cores: bf16 or fp16, D a multiple of 8 up to 128, rows of all tensors on 16 bytes, scale > 0.
+// Tensor cores: bf16 (from sm_80 on) or fp16, D a multiple of 8 up to 128, rows of all tensors on 16 bytes, scale > 0.
 void attention_forward_mma(const AttentionForward& a);
 void attention_backward_mma(const AttentionBackward& a, const RowStats* stats);
 

@@ -6,19 +6,19 @@ namespace gpt2c::cuda {
 namespace {
 
 constexpr int kOwn = 16 * kMmaWarps;
-constexpr int kOther = 32;  // rows of a streamed tile
 
 // One kernel for both sides of the backward, which are mirror images, as in attention_simt.cu:
 //   kKeys: own rows are keys:     own = k, own_up = v;   other = q, other_up = do;  d_own = dk, d_own_up = dv
 //   else:  own rows are queries:  own = q, own_up = do;  other = k, other_up = v;   d_own = dq
 // p = softmax, dp = do v^T, ds = p * (dropout(dp) - delta):  d_own = scale * ds other,  d_own_up = dropout(p) other_up.
 // Scores and ds are never exchanged between threads: transposed for keys, they lie as their products need them.
-template <class T, int D, bool kKeys, bool kDropout>
+// D = 64 or 128; the other side comes in tiles of N rows.
+template <class T, int D, int N, bool kKeys, bool kDropout>
 __global__ void __launch_bounds__(kMmaThreads, D == 64 ? 3 : 2)
     attention_backward_mma(AttentionShape s, Heads<const T> own, Heads<const T> own_up, Heads<const T> other,
                            Heads<const T> other_up, const RowStats* stats, Heads<T> d_own, Heads<T> d_own_up,
                            unsigned blocks) {
-    constexpr int N = kOther;
+    if constexpr (N == 32 || kDType<T> == DType::bf16) needs_sm80();  // see two_fit and suits_tensor_cores
     constexpr bool held = D == 64 && !kKeys;
     GPT2C_DYNAMIC_SHARED(shared);
     const HalfTile<T, D> own_tile{reinterpret_cast<T*>(shared)}, own_up_tile{own_tile.data + kOwn * D};
@@ -106,23 +106,31 @@ __global__ void __launch_bounds__(kMmaThreads, D == 64 ? 3 : 2)
                    columns);
 }
 
-template <bool kKeys, bool kDropout, class T, int D>
-void start_side(const AttentionBackward& a, const RowStats* stats) {
+template <class T, int D, int N, bool kKeys>
+constexpr size_t kSharedBytes = (2 * kOwn + 4 * N) * D * sizeof(T) + (kKeys ? 2 * N * sizeof(RowStats) : 0);
+
+template <class T, int D, int N, bool kKeys, bool kDropout>
+void start(const AttentionBackward& a, const RowStats* stats) {
+    static_assert(N == 32 || kSharedBytes<T, D, N, kKeys> <= kLeastSharedBytes, "small tiles fit on every GPU");
     const AttentionShape& s = a.shape;
     const Heads<const T> q = heads<const T>(a.q, a.q_strides), k = heads<const T>(a.k, a.k_strides);
     const Heads<const T> v = heads<const T>(a.v, a.v_strides), do_ = heads<const T>(a.do_, a.do_strides);
     const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(kKeys ? s.Tk : s.Tq, kOwn));
-    const size_t shared = (2 * kOwn + 4 * kOther) * D * sizeof(T) + (kKeys ? 2 * kOther * sizeof(RowStats) : 0);
     launch(kKeys ? "attention_backward_keys_mma" : "attention_backward_queries_mma",
-           attention_backward_mma<T, D, kKeys, kDropout>, grid_of(s.B * s.H * blocks), kMmaThreads, shared, s,
-           kKeys ? k : q, kKeys ? v : do_, kKeys ? q : k, kKeys ? do_ : v, stats,
+           attention_backward_mma<T, D, N, kKeys, kDropout>, grid_of(s.B * s.H * blocks), kMmaThreads,
+           kSharedBytes<T, D, N, kKeys>, s, kKeys ? k : q, kKeys ? v : do_, kKeys ? q : k, kKeys ? do_ : v, stats,
            kKeys ? heads<T>(a.dk, a.dk_strides) : heads<T>(a.dq, a.dq_strides), heads<T>(a.dv, a.dv_strides), blocks);
 }
 
-template <bool kDropout, class T, int D>
-void start(const AttentionBackward& a, const RowStats* stats) {
-    start_side<false, kDropout, T, D>(a, stats);
-    start_side<true, kDropout, T, D>(a, stats);
+template <class T, int D, bool kDropout>
+void start_both(const AttentionBackward& a, const RowStats* stats) {
+    if (two_fit(kSharedBytes<T, D, 32, true>)) {
+        start<T, D, 32, false, kDropout>(a, stats);
+        start<T, D, 32, true, kDropout>(a, stats);
+    } else {
+        start<T, D, 16, false, kDropout>(a, stats);
+        start<T, D, 16, true, kDropout>(a, stats);
+    }
 }
 
 }  // namespace
@@ -132,9 +140,9 @@ void attention_backward_mma(const AttentionBackward& a, const RowStats* stats) {
     dispatch_among<bf16, f16>(a.shape.dtype, [&](auto t) {
         using T = decltype(t);
         if (small)
-            dropout ? start<true, T, 64>(a, stats) : start<false, T, 64>(a, stats);
+            dropout ? start_both<T, 64, true>(a, stats) : start_both<T, 64, false>(a, stats);
         else
-            dropout ? start<true, T, 128>(a, stats) : start<false, T, 128>(a, stats);
+            dropout ? start_both<T, 128, true>(a, stats) : start_both<T, 128, false>(a, stats);
     });
 }
 

@@ -47,12 +47,13 @@ struct RowSoftmax {
     }
 };
 
-// D = 64 or 128, M tiles of 16 queries per warp.
-template <class T, int D, int M, bool kDropout>
+// D = 64 or 128, M tiles of 16 queries per warp, tiles of kKeys keys.
+template <class T, int D, int M, int kKeys, bool kDropout>
 __global__ void __launch_bounds__(kMmaThreads, 1)
     attention_forward_mma(AttentionShape s, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> o,
                           double* lse, unsigned blocks) {
-    constexpr int kQueries = 16 * M * kMmaWarps, kKeys = 64;
+    if constexpr (kKeys == 64 || kDType<T> == DType::bf16) needs_sm80();  // see two_fit and suits_tensor_cores
+    constexpr int kQueries = 16 * M * kMmaWarps;
     constexpr bool held = M * D <= 128;
     GPT2C_DYNAMIC_SHARED(shared);
     const HalfTile<T, D> query_tile{reinterpret_cast<T*>(shared)};
@@ -138,15 +139,23 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
                columns);
 }
 
-template <class T, int D, int M, bool kDropout>
+template <class T, int D, int M, int kKeys>
+constexpr size_t kSharedBytes = (16 * M * kMmaWarps + 4 * kKeys) * D * sizeof(T);
+
+template <class T, int D, int M, int kKeys, bool kDropout>
 void start(const AttentionForward& a) {
+    static_assert(kKeys == 64 || kSharedBytes<T, D, M, kKeys> <= kLeastSharedBytes, "small tiles fit on every GPU");
     const AttentionShape& s = a.shape;
-    constexpr int kQueries = 16 * M * kMmaWarps, kKeys = 64;
-    const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(s.Tq, kQueries));
-    launch("attention_forward_mma", attention_forward_mma<T, D, M, kDropout>, grid_of(s.B * s.H * blocks), kMmaThreads,
-           (kQueries + 4 * kKeys) * D * sizeof(T), s, heads<const T>(a.q, a.q_strides),
+    const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(s.Tq, 16 * M * kMmaWarps));
+    launch("attention_forward_mma", attention_forward_mma<T, D, M, kKeys, kDropout>, grid_of(s.B * s.H * blocks),
+           kMmaThreads, kSharedBytes<T, D, M, kKeys>, s, heads<const T>(a.q, a.q_strides),
            heads<const T>(a.k, a.k_strides), heads<const T>(a.v, a.v_strides), heads<T>(a.o, a.o_strides), a.lse,
            blocks);
+}
+
+template <class T, int D, int M, bool kDropout>
+void start_fitting(const AttentionForward& a) {
+    two_fit(kSharedBytes<T, D, M, 64>) ? start<T, D, M, 64, kDropout>(a) : start<T, D, M, 32, kDropout>(a);
 }
 
 }  // namespace
@@ -156,9 +165,9 @@ void attention_forward_mma(const AttentionForward& a) {
     dispatch_among<bf16, f16>(a.shape.dtype, [&](auto t) {
         using T = decltype(t);
         if (small)
-            dropout ? start<T, 64, 1, true>(a) : start<T, 64, 2, false>(a);
+            dropout ? start_fitting<T, 64, 1, true>(a) : start_fitting<T, 64, 2, false>(a);
         else
-            dropout ? start<T, 128, 1, true>(a) : start<T, 128, 1, false>(a);
+            dropout ? start_fitting<T, 128, 1, true>(a) : start_fitting<T, 128, 1, false>(a);
     });
 }
 

@@ -105,26 +105,36 @@ __global__ void __launch_bounds__(ForwardTiling<DP>::kThreads, 1)
     store_rows<Tiling>(acc, inverse, o.row(piece.b, piece.h, 0), o.strides.t, first_query, mask.Tq, tx, ty, D, aligned);
 }
 
-// One warp per row.
-constexpr int kStatsWarps = 4;
-template <class T>
-__global__ void __launch_bounds__(32 * kStatsWarps)
+// As many lanes take a row as it has 16-byte vectors.
+template <class T, int DP>
+struct StatsRows {
+    static constexpr int V = kVector<T>, kLanes = DP / V < kWarp ? DP / V : kWarp;
+    static constexpr int kThreads = 128, kCount = kThreads / kLanes;
+};
+
+template <class T, int DP>
+__global__ void __launch_bounds__(StatsRows<T, DP>::kThreads)
     attention_stats(AttentionShape s, Heads<const T> do_, Heads<const T> o, const double* lse, RowStats* stats,
-                    bool aligned) {
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * kStatsWarps + threadIdx.x / 32;
-    if (row >= s.B * s.H * s.Tq) return;
-    const int lane = threadIdx.x % 32, D = static_cast<int>(s.D);
-    const int64_t head = row / s.Tq, query = row % s.Tq, b = head / s.H, h = head % s.H;
-    const T *x = do_.row(b, h, query), *y = o.row(b, h, query);
+                    unsigned blocks, bool aligned) {
+    using Rows = StatsRows<T, DP>;
+    constexpr int V = Rows::V, kLanes = Rows::kLanes;
+    const Piece piece(s, blocks);
+    const int lane = threadIdx.x % kLanes, D = static_cast<int>(s.D);
+    const int64_t query = int64_t{piece.index} * Rows::kCount + threadIdx.x / kLanes;
+    const bool exists = query < s.Tq;
+    const T *x = do_.row(piece.b, piece.h, query), *y = o.row(piece.b, piece.h, query);
     float sum = 0.0f;
-    constexpr int V = kVector<T>;
-    for (int d = V * lane; d < D; d += V * kWarp) {
-        const Floats<V> v = load_some<V>(x + d, D - d, aligned), w = load_some<V>(y + d, D - d, aligned);
+#pragma unroll
+    for (int d = V * lane; d < DP; d += V * kLanes) {
+        const int count = exists ? D - d : 0;
+        const Floats<V> v = load_some<V>(x + d, count, aligned), w = load_some<V>(y + d, count, aligned);
 #pragma unroll
         for (int i = 0; i < V; ++i) sum += v[i] * w[i];
     }
-    sum = warp_sum(sum);
-    if (lane != 0) return;
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    if (lane != 0 || !exists) return;
+    const int64_t row = int64_t{piece.head} * s.Tq + query;
     const double exact = lse[row];
     const bool empty = exact == -INFINITY;
     const float high = static_cast<float>(exact);
@@ -214,11 +224,12 @@ __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
                            aligned);
 }
 
-template <class Tiling>
-size_t shared_bytes(int own_tiles, int other_tiles, int factors) {
-    const int floats = (own_tiles * Tiling::kOwn + other_tiles * Tiling::kOther) * Tiling::DP +
-                       factors * Tiling::kOwn * Tiling::kOther;
-    return floats * sizeof(float);
+template <class Tiling, int kOwnTiles, int kOtherTiles, int kFactors>
+constexpr size_t shared_bytes() {
+    constexpr int kFloats = (kOwnTiles * Tiling::kOwn + kOtherTiles * Tiling::kOther) * Tiling::DP +
+                            kFactors * Tiling::kOwn * Tiling::kOther;
+    static_assert(kFloats * sizeof(float) <= kLeastSharedBytes, "fits on every GPU");
+    return kFloats * sizeof(float);
 }
 
 }  // namespace
@@ -232,7 +243,7 @@ void attention_forward_simt(const AttentionForward& a) {
             const unsigned blocks = static_cast<unsigned>((s.Tq + Tiling::kOwn - 1) / Tiling::kOwn);
             const bool aligned = a.aligned(sizeof(T), 16);
             launch("attention_forward_simt", attention_forward_simt<T, dp>, grid_of(s.B * s.H * blocks),
-                   Tiling::kThreads, shared_bytes<Tiling>(1, 1, 1), s, heads<const T>(a.q, a.q_strides),
+                   Tiling::kThreads, shared_bytes<Tiling, 1, 1, 1>(), s, heads<const T>(a.q, a.q_strides),
                    heads<const T>(a.k, a.k_strides), heads<const T>(a.v, a.v_strides), heads<T>(a.o, a.o_strides),
                    a.lse, blocks, aligned);
         });
@@ -243,11 +254,15 @@ void attention_stats(const AttentionBackward& a, RowStats* stats) {
     const AttentionShape& s = a.shape;
     dispatch(s.dtype, [&](auto t) {
         using T = decltype(t);
-        const int64_t rows = s.B * s.H * s.Tq;
         const bool aligned =
             rows_aligned(a.do_, a.do_strides, sizeof(T), 16) && rows_aligned(a.o, a.o_strides, sizeof(T), 16);
-        launch("attention_stats", attention_stats<T>, grid_of((rows + kStatsWarps - 1) / kStatsWarps), 32 * kStatsWarps,
-               0, s, heads<const T>(a.do_, a.do_strides), heads<const T>(a.o, a.o_strides), a.lse, stats, aligned);
+        with_head_dim(s.D, [&](auto dp) {
+            using Rows = StatsRows<T, dp>;
+            const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(s.Tq, Rows::kCount));
+            launch("attention_stats", attention_stats<T, dp>, grid_of(s.B * s.H * blocks), Rows::kThreads, 0, s,
+                   heads<const T>(a.do_, a.do_strides), heads<const T>(a.o, a.o_strides), a.lse, stats, blocks,
+                   aligned);
+        });
     });
 }
 
@@ -261,9 +276,9 @@ static void backward_side(const AttentionBackward& a, const RowStats* stats, boo
     const unsigned blocks = static_cast<unsigned>((rows + Tiling::kOwn - 1) / Tiling::kOwn);
     launch(kKeys ? "attention_backward_keys_simt" : "attention_backward_queries_simt",
            attention_backward_simt<T, DP, kKeys>, grid_of(s.B * s.H * blocks), Tiling::kThreads,
-           shared_bytes<Tiling>(2, 2, kKeys ? 2 : 1), s, kKeys ? k : q, kKeys ? v : do_, kKeys ? q : k, kKeys ? do_ : v,
-           stats, kKeys ? heads<T>(a.dk, a.dk_strides) : heads<T>(a.dq, a.dq_strides), heads<T>(a.dv, a.dv_strides),
-           blocks, aligned);
+           shared_bytes<Tiling, 2, 2, kKeys ? 2 : 1>(), s, kKeys ? k : q, kKeys ? v : do_, kKeys ? q : k,
+           kKeys ? do_ : v, stats, kKeys ? heads<T>(a.dk, a.dk_strides) : heads<T>(a.dq, a.dq_strides),
+           heads<T>(a.dv, a.dv_strides), blocks, aligned);
 }
 
 void attention_backward_simt(const AttentionBackward& a, const RowStats* stats) {

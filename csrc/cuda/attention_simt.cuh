@@ -16,7 +16,7 @@ struct Tiling {
     static_assert(DP % (4 * TX) == 0 && DP % 32 == 0 && kOther % 4 == 0, "whole chunks, 8 of them for the swizzle");
 };
 
-// Chosen to stay within 64 KiB of shared memory, what the smallest supported architecture has.
+// Chosen to stay within kLeastSharedBytes.
 template <int DP>
 struct ForwardTiling;
 template <>

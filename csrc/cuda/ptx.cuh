@@ -64,26 +64,37 @@ GPT2C_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                  : "memory");
 }
 
+// Marks what is not reached before sm_80, so that no code is made of it there.
+GPT2C_DEVICE void needs_sm80() {
+#if __CUDA_ARCH__ < 800
+    __trap();
+#endif
+}
+
 // d (16 x 8, fp32) += a (16 x 16, row-major) b (16 x 8, column-major), in the fragment layouts of the PTX ISA, section
-// "Matrix fragments for mma.m16n8k16". sm_80 and newer; not to be reached on older.
+// "Matrix fragments for mma.m16n8k16".
 #if __CUDA_ARCH__ >= 800
 #define GPT2C_MMA(type)                                                       \
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type       \
                  ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#else
-#define GPT2C_MMA(type) __trap()
-#endif
-GPT2C_DEVICE void mma_bf16([[maybe_unused]] float (&d)[4], [[maybe_unused]] const uint32_t (&a)[4],
-                           [[maybe_unused]] uint32_t b0, [[maybe_unused]] uint32_t b1) {
-    GPT2C_MMA("bf16");
-}
-GPT2C_DEVICE void mma_f16([[maybe_unused]] float (&d)[4], [[maybe_unused]] const uint32_t (&a)[4],
-                          [[maybe_unused]] uint32_t b0, [[maybe_unused]] uint32_t b1) {
-    GPT2C_MMA("f16");
-}
+GPT2C_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { GPT2C_MMA("bf16"); }
+GPT2C_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { GPT2C_MMA("f16"); }
 #undef GPT2C_MMA
+#else
+// sm_75 has none for bf16, and for fp16 one over 8 columns of a.
+GPT2C_DEVICE void mma_bf16(float (&)[4], const uint32_t (&)[4], uint32_t, uint32_t) { needs_sm80(); }
+GPT2C_DEVICE void mma_f16_k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+}
+GPT2C_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    mma_f16_k8(d, a[0], a[1], b0);
+    mma_f16_k8(d, a[2], a[3], b1);
+}
+#endif
 
 // 2^x to 2 ulp; results below 2^-126 are 0.
 GPT2C_DEVICE float exp2_approx(float x) {
@@ -105,7 +116,10 @@ using emulator::load16;
 using emulator::store16;
 using emulator::store8;
 GPT2C_DEVICE void cp_async16(void* shared, const void* global, bool valid = true, EMULATOR_SITE) {
-    emulator::cp_async(shared, global, valid, site);
+    if (emulator::gpu().capability >= 80)
+        emulator::cp_async(shared, global, valid, site);
+    else
+        store16(shared, valid ? load16(global) : make_uint4(0, 0, 0, 0));
 }
 GPT2C_DEVICE void cp_async_commit() { emulator::cp_async_commit(); }
 template <int keep>
@@ -118,11 +132,14 @@ GPT2C_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMULATOR_SITE) 
 GPT2C_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
     emulator::ldmatrix_x4(r, row, true, site);
 }
+GPT2C_DEVICE void needs_sm80(EMULATOR_SITE) { emulator::require(80, site); }
 GPT2C_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMULATOR_SITE) {
     emulator::mma_m16n8k16(d, a, b0, b1, emulator::Half::bf16, site);
 }
 GPT2C_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMULATOR_SITE) {
-    emulator::mma_m16n8k16(d, a, b0, b1, emulator::Half::f16, site);
+    if (emulator::gpu().capability >= 80) return emulator::mma_m16n8k16(d, a, b0, b1, emulator::Half::f16, site);
+    emulator::mma_m16n8k8(d, a[0], a[1], b0, site);
+    emulator::mma_m16n8k8(d, a[2], a[3], b1, site);
 }
 GPT2C_DEVICE float exp2_approx(float x) { return exp2f(x); }
 

@@ -1,6 +1,6 @@
 // The CUDA kernels on the emulator, for tests/remote/kernel_server.cpp. The backend's name says how threads take turns:
 // "forward", "reversed" or "shuffled:SEED"; then come, after a comma each, "seconds=N" (the time limit of a launch),
-// "conflicts" (bank conflicts are counted), and last "skip=FILE:LINE@KERNEL" (this barrier or wait is left out).
+// "sm=75" (the GPU to be), "conflicts" (bank conflicts are counted), and last "skip=FILE:LINE@KERNEL" (this barrier or wait is left out).
 #include "backend.h"
 
 #include <algorithm>
@@ -38,6 +38,8 @@ bool apply(const std::string& option) {
         emulator::configure(Order::shuffled, std::strtoull(seed, nullptr, 10));
     else if (const char* seconds = value_of(option, "seconds="))
         emulator::set_time_limit(std::atoi(seconds));
+    else if (const char* capability = value_of(option, "sm="))
+        return emulator::pretend(std::atoi(capability));
     else if (option == "conflicts")
         emulator::count_conflicts();
     else if (const char* site = value_of(option, "skip="))

@@ -51,6 +51,8 @@ uint64_t warp_exchange(const Request& request, Site site);
 enum class Half { bf16, f16 };
 void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed, Site site);
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Half type, Site site);
+void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, Site site);  // of fp16
+void require(int capability, Site site);                                           // or the launch fails
 
 void cp_async(void* shared, const void* global, bool valid, Site site);
 void cp_async_commit();
@@ -62,6 +64,14 @@ void store16(void* p, uint4 value);
 void store8(void* p, uint2 value);
 
 // ---- what the host does
+struct Gpu {
+    int capability;                              // sm_XX
+    size_t block_shared, multiprocessor_shared;  // bytes of shared memory
+};
+const Gpu& gpu();
+// Is that GPU from now on (sm_90 before); false if it is not known here.
+bool pretend(int capability);
+
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, void (*call)(const void*),
                    const void* closure);
 

@@ -128,20 +128,10 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t size, cudaStream_t) {
     return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) {
-    *device = 0;
-    return cudaSuccess;
-}
-// A GPU with everything that kernels ask for (compute capability 9.0).
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    if (attribute != cudaDevAttrComputeCapabilityMajor) return cudaErrorInvalidValue;
-    *value = 9;
-    return cudaSuccess;
-}
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value > static_cast<int>(emulator::kMostSharedBytes)) {
-        emulator::error = "more shared memory than a block can have on any GPU";
+    if (value > static_cast<int>(emulator::gpu().block_shared)) {
+        emulator::error = "more shared memory than a block can have on this GPU";
         return cudaErrorInvalidValue;
     }
     emulator::shared_limits[kernel] = static_cast<size_t>(value);

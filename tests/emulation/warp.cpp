@@ -16,10 +16,11 @@ struct LdmatrixOperands {
     const void* row;
 };
 
+// a and b have 8 columns and rows, of two registers and one, for every step.
 struct MmaOperands {
     float* d;
-    const uint32_t* a;
-    uint32_t b[2];
+    const uint32_t *a, *b;
+    unsigned steps;
     Half type;
 };
 
@@ -75,22 +76,23 @@ float half_of(uint32_t pair, unsigned which, Half type) {
     return type == Half::bf16 ? __bfloat162float(__nv_bfloat16_raw{bits}) : __half2float(__half_raw{bits});
 }
 
-// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": group = lane / 4, pair = lane % 4.
+// PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type", of which those of m16n8k8 are the first half:
+// group = lane / 4, pair = lane % 4.
 void multiply(Lanes lanes) {
-    double a[16][16], b[16][8], product[16][8] = {};
+    double a[16][16] = {}, b[16][8] = {}, product[16][8] = {};
     const auto operands = [&](unsigned i) -> MmaOperands& {
         return *static_cast<MmaOperands*>(lanes[i]->request.operands);
     };
     for (unsigned i = 0; i < kLanes; ++i) {
         const MmaOperands& own = operands(i);
         const unsigned group = i / 4, pair = i % 4;
-        for (unsigned k = 0; k < 8; ++k)
+        for (unsigned k = 0; k < 4 * own.steps; ++k)
             a[group + (k & 2 ? 8 : 0)][pair * 2 + (k & 1) + (k >= 4 ? 8 : 0)] = half_of(own.a[k / 2], k & 1, own.type);
-        for (unsigned k = 0; k < 4; ++k)
+        for (unsigned k = 0; k < 2 * own.steps; ++k)
             b[pair * 2 + (k & 1) + (k >= 2 ? 8 : 0)][group] = half_of(own.b[k / 2], k & 1, own.type);
     }
     for (unsigned row = 0; row < 16; ++row)
-        for (unsigned k = 0; k < 16; ++k)
+        for (unsigned k = 0; k < 8 * operands(0).steps; ++k)
             for (unsigned column = 0; column < 8; ++column) product[row][column] += a[row][k] * b[k][column];
     for (unsigned i = 0; i < kLanes; ++i)
         for (unsigned k = 0; k < 4; ++k) {
@@ -130,7 +132,15 @@ __attribute__((noinline)) void ldmatrix_x4(uint32_t (&r)[4], const void* row, bo
 }
 
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Half type, Site site) {
-    MmaOperands operands{d, a, {b0, b1}, type};
+    require(80, site);
+    const uint32_t b[2] = {b0, b1};
+    MmaOperands operands{d, a, b, 2, type};
+    warp_exchange({Exchange::mma, 0xffffffffu, 0, 0, 32, &operands}, site);
+}
+
+void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, Site site) {
+    const uint32_t a[2] = {a0, a1};
+    MmaOperands operands{d, a, &b, 1, Half::f16};
     warp_exchange({Exchange::mma, 0xffffffffu, 0, 0, 32, &operands}, site);
 }
 
