@@ -5,6 +5,7 @@
 //    (gpt2c/ops/<op>.py) and has allocated every output; kernels trust that and allocate no tensor.
 //  * Tensors are contiguous unless strides are given; strides count elements, and the last dimension's is 1.
 //  * No alignment beyond the element's own is needed. Outputs do not overlap inputs unless said so.
+//  * dtypes are fp32 and bf16, and on CUDA fp16, whose results beyond 65504 are inf as IEEE has it.
 //  * Arithmetic and every accumulation are fp32 (sums over rows of losses and of squares: fp64).
 //  * Each result is a function of the inputs alone: work is cut into pieces by the sizes, never by `threads`,
 //    and pieces are added up in a fixed order.
@@ -27,7 +28,8 @@ struct Strides {
 };
 
 // What forward and backward of attention share. Query i sees key j iff not causal or j <= i + Tk - Tq.
-// Hidden keys and values must be finite: a probability of 0 times a nan is a nan.
+// Hidden keys and values must be finite: a probability of 0 times a nan is a nan. CUDA counts in 32 bits: Tq and Tk are
+// below 2^31 - 128 and B H ceil(T / 16) is below 2^31, as what fits into memory is.
 struct AttentionShape {
     DType dtype;
     int64_t B, H, Tq, Tk, D;  // D <= 256

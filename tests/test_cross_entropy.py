@@ -54,9 +54,10 @@ def test_gpt2_vocabulary(backend: str) -> None:
     check(randn(2, 50257), torch.tensor([0, 50256]))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", MAGNITUDES)
-def test_magnitudes(backend: str, scale: float) -> None:
-    check(randn(9, 100, scale=scale), targets_for(9, 100))
+def test_magnitudes(backend: str, scale: float, dtype: torch.dtype) -> None:
+    check(randn(9, 100, dtype=dtype, scale=scale), targets_for(9, 100))
 
 
 @pytest.mark.parametrize("value", [0.0, -1e4, 1e4])

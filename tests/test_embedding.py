@@ -46,9 +46,11 @@ def test_one_token_everywhere(backend: str) -> None:
     check(torch.full((4, 100), 3), randn(5, 65), randn(100, 65))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", MAGNITUDES)
-def test_magnitudes(backend: str, scale: float) -> None:
-    check(torch.randint(0, 20, (3, 7)), randn(20, 10, scale=scale), randn(7, 10, scale=scale))
+def test_magnitudes(backend: str, scale: float, dtype: torch.dtype) -> None:
+    wte, wpe = randn(20, 10, dtype=dtype, scale=scale), randn(7, 10, dtype=dtype, scale=scale)
+    check(torch.randint(0, 20, (3, 7)), wte, wpe)
 
 
 def test_start(backend: str) -> None:

@@ -51,10 +51,11 @@ def test_shapes(backend: str, shape: tuple[int, ...]) -> None:
     check("tanh", randn(*shape))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", MAGNITUDES)
 @pytest.mark.parametrize("form", FORMS)
-def test_magnitudes(backend: str, form: str, scale: float) -> None:
-    check(form, randn(9, 100, scale=scale))
+def test_magnitudes(backend: str, form: str, scale: float, dtype: torch.dtype) -> None:
+    check(form, randn(9, 100, dtype=dtype, scale=scale))
 
 
 @pytest.mark.parametrize("form", FORMS)

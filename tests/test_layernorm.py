@@ -52,10 +52,11 @@ def test_rows(backend: str, N: int) -> None:
     check_op("layernorm", ops.residual_layernorm, ops.residual_layernorm_reference, fused_inputs(N, 24))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", MAGNITUDES)
-def test_magnitudes(backend: str, scale: float) -> None:
+def test_magnitudes(backend: str, scale: float, dtype: torch.dtype) -> None:
     # At 1e-4 the variance is no larger than eps, so both matter.
-    check_op("layernorm", ops.layernorm, ops.layernorm_reference, inputs(9, 100, scale=scale))
+    check_op("layernorm", ops.layernorm, ops.layernorm_reference, inputs(9, 100, dtype=dtype, scale=scale))
 
 
 def test_far_from_zero(backend: str) -> None:
