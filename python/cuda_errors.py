@@ -9,6 +9,7 @@ error is the largest difference of an element over the largest element; the back
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from cuda_compile import ROOT
+from cuda_launches import DTYPE_NAMES
 from cuda_table import markdown, write_between
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,6 +48,7 @@ class Case:
     ours: Callable[..., Tensor]
     torchs: Callable[..., Tensor]
     gradients: bool = True
+    dtypes: tuple[torch.dtype, ...] = tuple(_native.DTYPES)
 
 
 IDX = torch.arange(4 * 96).reshape(4, 96) ** 2 % 512
@@ -68,11 +71,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ops.attention(q, k, v, causal=True)
 
 
-def adamw(param: Tensor, grad: Tensor) -> Tensor:
+def adamw(param: Tensor, grad: Tensor, masters: bool = False) -> Tensor:
+    master = [param.float()] if masters else None
     param, m, v = param.clone(), torch.zeros(param.shape), torch.zeros(param.shape)
     for step in range(1, STEPS + 1):
         ops.adamw_([param], [grad], [m], [v], step=step, lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS,
-                   weight_decay=DECAY)  # fmt: skip
+                   weight_decay=DECAY, masters=master)  # fmt: skip
     return param
 
 
@@ -102,6 +106,9 @@ CASES = (
          lambda wte, wpe: F.embedding(IDX, wte) + F.embedding(torch.arange(96), wpe)),
     Case(f"adamw, {STEPS} steps", "`torch.optim.AdamW`", {"param": (20000,), "grad": (20000,)}, adamw, torchs_adamw,
          gradients=False),
+    Case(f"adamw with fp32 masters, {STEPS} steps", "`torch.optim.AdamW`", {"param": (20000,), "grad": (20000,)},
+         functools.partial(adamw, masters=True), torchs_adamw, gradients=False,
+         dtypes=(torch.bfloat16, torch.float16)),
     Case("grad_norm", "`torch.linalg.vector_norm`", {"grad": (100000,)}, lambda g: ops.grad_norm([g]),
          torch.linalg.vector_norm, gradients=False),
 )  # fmt: skip
@@ -141,10 +148,10 @@ def rows() -> Iterator[tuple[str, ...]]:
     """Each case in each dtype, on the emulated backend."""
     for case in CASES:
         shapes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in case.shapes.items())
-        for dtype, name in zip(_native.DTYPES, ("fp32", "bf16", "fp16"), strict=False):
+        for dtype in case.dtypes:
             ours, torchs = errors(case, dtype)
             cells = [f"{e:.1e}" for pair in zip(ours, torchs, strict=True) for e in pair]
-            yield case.op, case.torch_op, shapes, name, *cells, *["-"] * (4 - len(cells))
+            yield case.op, case.torch_op, shapes, DTYPE_NAMES[dtype], *cells, *["-"] * (4 - len(cells))
 
 
 def main(args: Args) -> int:

@@ -24,6 +24,8 @@ import emulation  # noqa: E402
 import remote  # noqa: E402
 from emulation.cases import running  # noqa: E402
 
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -72,7 +74,7 @@ def _dtype(args: tuple[object, ...]) -> str:
     def names(values: tuple[object, ...]) -> Iterator[str]:
         for value in values:
             if isinstance(value, torch.dtype):
-                yield {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(value).removeprefix("torch.")]
+                yield DTYPE_NAMES[value]
             elif isinstance(value, tuple):
                 yield from names(value)
 
@@ -138,13 +140,17 @@ def kernels_of(program: Path) -> dict[int, tuple[str, str, str]]:
     return kernels
 
 
-def gpt2_launches() -> dict[tuple[str, str, str], tuple[int, int]]:
+# Which of the emulator's GPUs stands for an architecture: one with as much shared memory, sm_80 like sm_90.
+EMULATED = {75: 75, 80: 90, 86: 86, 89: 86, 90: 90, 100: 90, 120: 86}
+
+
+def gpt2_launches(arch: int) -> dict[tuple[str, str, str], tuple[int, int]]:
     """Threads of a block and dynamic shared memory of each kernel at GPT-2's widths, largest of all its launches."""
-    kept = CACHE / f"launches-{_digest()}.json"
+    kept = CACHE / f"launches-sm_{EMULATED[arch]}-{_digest()}.json"
     if kept.exists():
         launches = [Launch(**launch) for launch in json.loads(kept.read_text())]
     else:
-        with recorded() as calls, running():
+        with recorded() as calls, running(f"forward,sm={EMULATED[arch]}"):
             for dtype in _native.DTYPES:
                 call_every_op(dtype)
         launches = sorted({launch for call in calls for launch in call.launches}, key=astuple)

@@ -57,8 +57,9 @@ def compile_all(tools: Tools, arches: tuple[int, ...], jobs: int) -> dict[str, d
 def rows_of(compiled: dict[str, dict[int, Compiled]], arches: tuple[int, ...]) -> dict[int, list[Row]]:
     from cuda_launches import gpt2_launches  # needs torch and gpt2c, which the gates do not
 
-    launches = gpt2_launches()
-    return {a: with_launches([i for of in compiled.values() for i in of[a].instances], launches) for a in arches}
+    return {
+        a: with_launches([i for of in compiled.values() for i in of[a].instances], gpt2_launches(a)) for a in arches
+    }
 
 
 def tables(tools: Tools, compiled: dict[str, dict[int, Compiled]], rows: dict[int, list[Row]]) -> str:
