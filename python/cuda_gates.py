@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cuda_compile import Instance
+from cuda_table import Row
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ def check_all(instances: Sequence[Instance]) -> list[Broken]:
         if of and not any(i.dtype == "fp16" and i.instructions["HMMA.1688"] for i in of):
             broken.append(Broken(kernel, 75, "no instance for fp16 with HMMA.1688", "at least 1"))
     return list(dict.fromkeys(broken))  # a kernel of a header is compiled with several files
+
+
+def check_fit(row: Row) -> Iterator[Broken]:
+    """Whether a multiprocessor holds a block of this kernel, launched as it is at GPT-2's widths."""
+    i = row.instance
+    if row.threads and not row.blocks:
+        needs = (
+            f"{row.threads} threads of {i.registers} registers, {i.static_shared + row.shared} bytes of shared memory"
+        )
+        yield Broken(f"{i.file}: {i.name}", i.arch, needs, "a block that fits")
 
 
 def check(instance: Instance) -> Iterator[Broken]:

@@ -23,7 +23,7 @@ from typing import Annotated
 import cuda_roofline
 import tyro
 from cuda_compile import ROOT, SOURCES, Compiled, ToolMissing, Tools, compile_file, find_tools
-from cuda_gates import check_all
+from cuda_gates import check_all, check_fit
 from cuda_occupancy import ARCHITECTURES
 from cuda_table import Row, kernel_table, seconds_table, summary_table, with_launches, write_between
 
@@ -88,6 +88,7 @@ def main(args: Args) -> int:
     broken = check_all([i for of in compiled.values() for c in of.values() for i in c.instances])
     if not args.check:
         rows = rows_of(compiled, args.arch)
+        broken += [b for of in rows.values() for row in of for b in check_fit(row)]
         text = tables(tools, compiled, rows)
         print(text)
         if args.json:

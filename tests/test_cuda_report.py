@@ -166,6 +166,13 @@ def test_gates_that_hold(given: Instance) -> None:
     assert not list(cuda_gates.check(given))
 
 
+def test_a_block_must_fit() -> None:
+    fits, too_large = (cuda_table.Row(instance(arch=75), 128, shared) for shared in (64 << 10, (64 << 10) + 16))
+    assert not list(cuda_gates.check_fit(fits))
+    (broken,) = cuda_gates.check_fit(too_large)
+    assert "found 128 threads of 32 registers, 65552 bytes of shared memory, expected a block that fits" in str(broken)
+
+
 def test_sm75_has_tensor_cores_for_fp16() -> None:
     traps = instance(MMA, "fp16, D=64, keys=64", arch=75, missing=["HMMA.1688"], traps=1)
     (broken,) = cuda_gates.check_all([traps])
