@@ -174,7 +174,8 @@ def _digest() -> str:
 
 
 def call_every_op(dtype: torch.dtype) -> None:
-    """Forward and backward of every op at GPT-2's widths, few rows, and once with rows that are not on 16 bytes."""
+    """Forward and backward of every op at GPT-2's widths, few rows, and once with rows that are not on 16 bytes; and of
+    layernorm on rows that are too long for shared memory."""
 
     def leaf(*shape: int) -> torch.Tensor:
         return torch.randn(shape).to(dtype).requires_grad_()
@@ -190,6 +191,7 @@ def call_every_op(dtype: torch.dtype) -> None:
         ops.embedding(torch.tensor([[1, 2]]), leaf(4, C), leaf(2, C)).sum().backward()
         ops.cross_entropy(leaf(2, C), torch.tensor([1, 2])).backward()
         ops.grad_norm([leaf(C).detach()])
+    ops.layernorm(leaf(2, 16384), leaf(16384), leaf(16384)).sum().backward()
     for D in (64, 63, 128, 127, 256):
         for Tq, dropout in ((16, 0.0), (16, 0.5), (1, 0.0)):
             q, k, v = leaf(1, 1, Tq, D), leaf(1, 1, 144, D), leaf(1, 1, 144, D)

@@ -106,12 +106,12 @@ def summary_table(rows: dict[int, list[Row]]) -> str:
 
 
 def seconds_table(compiled: dict[str, dict[int, Compiled]]) -> str:
-    """nvcc's time for each file and architecture."""
+    """nvcc's processor time for each file and architecture."""
     arches = list(next(iter(compiled.values())))
     lines = [(f"`{file}`", *(f"{of[a].seconds:.1f}" for a in arches)) for file, of in compiled.items()]
     total = [sum(of[a].seconds for of in compiled.values()) for a in arches]
     lines.append(("all", *(f"{t:.1f}" for t in total)))
-    return markdown(("seconds", *(f"sm_{a}" for a in arches)), lines)
+    return markdown(("processor seconds", *(f"sm_{a}" for a in arches)), lines)
 
 
 def replace_between(text: str, name: str, content: str) -> str:
