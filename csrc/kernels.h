@@ -11,6 +11,8 @@
 //    and pieces are added up in a fixed order.
 //  * Sizes may be zero; an output that is a sum is then zero.
 //  * `threads` is the largest number of CPU threads to use; CUDA ignores it.
+//  * "Moves" gives the bytes that a call must read and write of the GPU's memory, s being sizeof(dtype); small terms
+//    are left out. CUDA kernels move that much where rows are 16-byte aligned, and 16 bytes at a time.
 //  * `workspace` is memory for CUDA kernels to use as they like, at least as large as said, 16-byte aligned; the CPU
 //    keeps its own and ignores it. CUDA kernels neither allocate nor wait: they are queued on launch_stream()
 //    (cuda/launch.cuh), and tensors must live until they have run. Lists of addresses and of sizes are the host's.
@@ -44,21 +46,25 @@ struct AttentionShape {
 
 // ---- layernorm: y = (h - mean) * rstd * weight + bias over rows of C, h = x + residual (or x, where null).
 // x, residual, h, y (N, C); weight, bias (C); mean, rstd (N) fp32. h is written only where residual is given.
+// Moves 2 s N C; with residual 4 s N C. (CUDA: rows of more than 12288 columns are read up to three times.)
 using layernorm_forward_t = void(DType dtype, const void* x, const void* residual, const void* weight, const void* bias,
                                  void* h, void* y, float* mean, float* rstd, int64_t N, int64_t C, float eps,
                                  int threads);
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dh, where g = dy * weight, xhat = (h - mean) * rstd.
 // dh (N, C) is what flows into h from elsewhere, or null. dweight, dbias (C).
+// Moves 3 s N C, with dh 4 s N C, and twice 8 C min(N / 4, 512) of partial sums. (CUDA: dy and h are read twice in rows
+// of more than 512 vectors of 16 bytes.)
 // workspace: 2 C min(N, 512) floats.
 using layernorm_backward_t = void(DType dtype, const void* dy, const void* dh, const void* h, const void* weight,
                                   const float* mean, const float* rstd, void* dx, void* dweight, void* dbias, int64_t N,
                                   int64_t C, void* workspace, int threads);
 
 // ---- gelu: y = gelu(x + bias) on (N, C); bias (C) or null; exact: the erf form, else GPT-2's tanh form.
+// Moves 2 s N C.
 using gelu_forward_t = void(DType dtype, const void* x, const void* bias, void* y, int64_t N, int64_t C, bool exact,
                             int threads);
 // dx = dy * gelu'(x + bias); dbias (C) = column sums of dx, null iff bias is. workspace, null iff bias is:
-// C min(N, 512) floats.
+// C min(N, 512) floats. Moves 3 s N C, with bias twice 4 C min(N / 4, 512) more.
 using gelu_backward_t = void(DType dtype, const void* dy, const void* x, const void* bias, void* dx, void* dbias,
                              int64_t N, int64_t C, bool exact, void* workspace, int threads);
 
@@ -93,11 +99,13 @@ using attention_backward_t = void(const AttentionShape& s, const void* do_, cons
 // asserts that targets are in range (gpt2c/_native.py), and kernels take a target out of range for an ignored one.
 using cross_entropy_count_t = int64_t(const int64_t* targets, int64_t N, int64_t V, int64_t ignore_index);
 // lse (N) fp64 = logsumexp of each row; total[0] += sum over rows not ignored of lse - logits[target].
+// Moves s N V, at any stride and alignment.
 using cross_entropy_forward_t = void(DType dtype, const void* logits, const int64_t* targets, double* lse,
                                      double* total, int64_t N, int64_t V, int64_t stride, int64_t ignore_index,
                                      int threads);
 // dlogits = (softmax(logits) - onehot(target)) * dloss[0] / count, zero where ignored and in columns V .. stride.
-// dlogits has logits' stride and may be logits itself.
+// dlogits has logits' stride and may be logits itself. Moves s N (V + stride); 16 bytes at a time at any stride where
+// logits and dlogits are as far from a multiple of 16 bytes as one another.
 using cross_entropy_backward_t = void(DType dtype, const float* dloss, const void* logits, const int64_t* targets,
                                       const double* lse, void* dlogits, int64_t N, int64_t V, int64_t stride,
                                       int64_t ignore_index, int64_t count, int threads);
@@ -105,11 +113,13 @@ using cross_entropy_backward_t = void(DType dtype, const float* dloss, const voi
 // ---- embedding: x[b, t] = wte[idx[b, t]] + wpe[start + t]; idx (B, T), wte (V, C), wpe (>= start + T, C).
 // Returns the first position in idx whose id is not in [0, V), or -1; when there is one nothing is written. CUDA does
 // not wait to know it and always returns -1: a torch operation asserts the range on the device (gpt2c/_native.py), and
-// a row of x whose id is out of range becomes nan.
+// a row of x whose id is out of range becomes nan. Moves 2 s B T C, and wpe's rows once.
 using embedding_forward_t = int64_t(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x,
                                     int64_t B, int64_t T, int64_t C, int64_t V, int64_t start, int threads);
-// dwte (V, C) and dwpe (P, C), both fp32, zeroed here, then filled: rows are added in the order of positions.
+// dwte (V, C) and dwpe (P, C), both fp32, zeroed here, then filled: rows are added in the order of positions (CUDA, for
+// dwte: 32 at a time to four sums in turn, which are added in order).
 // Returns as the forward does. order (B T): the positions in idx, stably sorted by id; only CUDA needs it.
+// Moves 2 s B T C + 4 (V + P) C, and 4 C more for each id that occurs and each of T positions.
 using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const int64_t* order, const void* dx, float* dwte,
                                      float* dwpe, int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start,
                                      int threads);
@@ -133,6 +143,7 @@ using adamw_t = void(DType dtype, void* const* params, const void* const* grads,
 
 // ---- grad_norm: norm (1) fp32 = sqrt(sum of squares of all elements of all tensors); squares and runs of
 // 1024 of them are summed in fp32, the runs in fp64.
+// Moves s bytes for each element. CUDA: one launch for every 64 tensors, and one more.
 // workspace: sum over tensors of ceil(size / 16384) doubles.
 using grad_norm_t = void(DType dtype, const void* const* grads, const int64_t* sizes, int64_t n_tensors, float* norm,
                          void* workspace, int threads);

@@ -32,6 +32,7 @@ RULES = {
     "attention_decode.attention_decode_add": SMALL,
     "layernorm.forward_kernel": MEMORY_BOUND,
     "layernorm.backward_kernel": MEMORY_BOUND,
+    "layernorm.long_backward_kernel": MEMORY_BOUND,
     "gelu.forward_kernel": MEMORY_BOUND,
     "gelu.backward_kernel": MEMORY_BOUND,
     "reduce.add_pieces_kernel": SMALL,

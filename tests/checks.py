@@ -21,6 +21,12 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -
     return (torch.randn(shape) * scale).to(dtype)
 
 
+def shifted(x: Tensor) -> Tensor:
+    """The same values, contiguous, at an address of no alignment beyond the element's."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype)
+    return memory[1:].view(x.shape).copy_(x)
+
+
 def strided(x: Tensor) -> Tensor:
     """The same values with gaps between them, in every dimension, and another order of dimensions."""
     reversed_dims = tuple(range(x.dim()))[::-1]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from checks import DTYPES, EDGES, MAGNITUDES, SIZES, assert_close, check_deterministic, opcheck, randn, strided
+from checks import DTYPES, EDGES, MAGNITUDES, SIZES, assert_close, check_deterministic, opcheck, randn, shifted, strided
 from torch import Tensor
 
 import gpt2c
@@ -24,12 +24,6 @@ def state(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: f
         [randn(*s, scale=scale) for s in shapes],
         [randn(*s, scale=scale).square() for s in shapes],
     ]
-
-
-def shifted(x: Tensor) -> Tensor:
-    """The same values, contiguous, at an address of no alignment beyond the element's."""
-    memory = torch.empty(x.numel() + 1, dtype=x.dtype)
-    return memory[1:].view(x.shape).copy_(x)
 
 
 def check(lists: list[list[Tensor]], step: int = 3, grad_scale: float = 1.0, **changes: float) -> None:

@@ -12,6 +12,7 @@ from checks import (
     check_op,
     opcheck,
     randn,
+    shifted,
     strided,
     with_grads,
 )
@@ -52,6 +53,12 @@ def test_rows(backend: str, N: int) -> None:
 
 def test_gpt2_vocabulary(backend: str) -> None:
     check(randn(2, 50257), torch.tensor([0, 50256]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("V", [3, 64, 1023])
+def test_misaligned(backend: str, V: int, dtype: torch.dtype) -> None:
+    check(shifted(randn(5, V, dtype=dtype, scale=2)), targets_for(5, V))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

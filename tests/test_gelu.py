@@ -11,6 +11,7 @@ from checks import (
     check_op,
     opcheck,
     randn,
+    shifted,
     strided,
     with_grads,
 )
@@ -44,6 +45,19 @@ def test_reference(backend: str, C: int, form: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("N", SIZES + EDGES + (0, 513))
 def test_rows(backend: str, N: int) -> None:
     check("tanh", randn(N, 10), randn(10))
+
+
+def test_more_blocks_than_rows_of_a_piece(backend: str) -> None:
+    """CUDA's blocks take several rows where there are many; misaligned, a row has 128 elements."""
+    check("tanh", randn(2115, 8), randn(8))
+    check("tanh", shifted(randn(2113 * 128 + 3)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_misaligned(backend: str, dtype: torch.dtype) -> None:
+    check("tanh", shifted(randn(5, 64, dtype=dtype)), randn(64, dtype=dtype))
+    check("none", randn(5, 64, dtype=dtype), shifted(randn(64, dtype=dtype)))
+    check("none", shifted(randn(321, dtype=dtype)))
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (4097,), (2, 3, 5, 7), (4, 0)])

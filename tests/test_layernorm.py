@@ -12,6 +12,7 @@ from checks import (
     check_op,
     opcheck,
     randn,
+    shifted,
     strided,
     with_grads,
 )
@@ -50,6 +51,22 @@ def test_reference(backend: str, C: int, dtype: torch.dtype) -> None:
 def test_rows(backend: str, N: int) -> None:
     check_op("layernorm", ops.layernorm, ops.layernorm_reference, inputs(N, 24))
     check_op("layernorm", ops.residual_layernorm, ops.residual_layernorm_reference, fused_inputs(N, 24))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [2056, 4104, 6152, 12296])
+def test_long_rows(backend: str, C: int, dtype: torch.dtype) -> None:
+    """Longer than what the CUDA kernels keep of a row in registers, of its sums and of a row in shared memory."""
+    check_op("layernorm", ops.layernorm, ops.layernorm_reference, inputs(6, C, dtype=dtype))
+    check_op("layernorm", ops.residual_layernorm, ops.residual_layernorm_reference, fused_inputs(2, C, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_misaligned(backend: str, dtype: torch.dtype) -> None:
+    for name in ("x", "weight"):
+        given = fused_inputs(5, 64, dtype=dtype)
+        given[name] = shifted(given[name])
+        check_op("layernorm", ops.residual_layernorm, ops.residual_layernorm_reference, given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

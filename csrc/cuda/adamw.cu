@@ -56,25 +56,6 @@ GPT2C_DEVICE bool aligned(const Pointers*... p) {
     return ((reinterpret_cast<uintptr_t>(p) | ...) % 16) == 0;
 }
 
-// V fp32 values that belong to V elements of any dtype; `count` as in load and store.
-template <int V>
-GPT2C_DEVICE Floats<V> load_state(const float* p, int64_t count) {
-    if (count >= V) return load_floats<V>(p);
-    Floats<V> v{};
-#pragma unroll
-    for (int i = 0; i < V; ++i)
-        if (i < count) v[i] = p[i];
-    return v;
-}
-
-template <int V>
-GPT2C_DEVICE void store_state(float* p, const Floats<V>& v, int64_t count) {
-    if (count >= V) return store_floats<V>(p, v);
-#pragma unroll
-    for (int i = 0; i < V; ++i)
-        if (i < count) p[i] = v[i];
-}
-
 struct Constants {
     float decay, step, rate1, rate2, inv_sqrt_bias2, eps;
 
@@ -104,7 +85,7 @@ GPT2C_DEVICE void round_stochastically(Floats<V>& x, uint64_t seed, uint32_t ten
 
 enum class Weights { plain, masters, stochastic };
 
-// The chunk of a block, of which every thread updates its vectors.
+// What a block updates, V elements at a time.
 template <Weights weights, class T>
 struct Update {
     Constants constants;
@@ -116,22 +97,21 @@ struct Update {
     uint32_t tensor;
 
     template <int V>
-    __device__ __forceinline__ void run(int64_t start, int64_t size) const {
-        for (int64_t i = start + threadIdx.x * V; i < start + size; i += kThreads * V) {
-            const int64_t left = start + size - i;
-            Floats<V> p, first = load_state<V>(m + i, left), second = load_state<V>(v + i, left);
+    __device__ __forceinline__ void run(int64_t begin, int64_t end) const {
+        for (int64_t i = begin + threadIdx.x * V; i < end; i += kThreads * V) {
+            Floats<V> p, first = load_floats<V>(m + i), second = load_floats<V>(v + i);
             if constexpr (weights == Weights::masters)
-                p = load_state<V>(master + i, left);
+                p = load_floats<V>(master + i);
             else
-                p = load<V>(param + i, left);
-            const Floats<V> g = load<V>(grad + i, left);
+                p = load<V>(param + i);
+            const Floats<V> g = load<V>(grad + i);
 #pragma unroll
             for (int j = 0; j < V; ++j) p[j] = constants.update(p[j], g[j] * scale, first[j], second[j]);
-            store_state<V>(m + i, first, left);
-            store_state<V>(v + i, second, left);
-            if constexpr (weights == Weights::masters) store_state<V>(master + i, p, left);
+            store_floats<V>(m + i, first);
+            store_floats<V>(v + i, second);
+            if constexpr (weights == Weights::masters) store_floats<V>(master + i, p);
             if constexpr (weights == Weights::stochastic) round_stochastically(p, seed, tensor, i);
-            store<V>(param + i, p, left);
+            store<V>(param + i, p);
         }
     }
 };
@@ -152,22 +132,20 @@ __global__ void __launch_bounds__(kThreads)
                                     static_cast<float*>(at(4)),
                                     weights == Weights::stochastic ? static_cast<uint64_t>(*seed) : 0,
                                     static_cast<uint32_t>(tensors.first + chunk.tensor)};
-    if (aligned(at(0), at(1), at(2), at(3), at(4)))
-        update.template run<kVector<T>>(chunk.start, chunk.size);
-    else
-        update.template run<1>(chunk.start, chunk.size);
+    const bool vectors = aligned(at(0), at(1), at(2), at(3), at(4));
+    const int64_t end = chunk.start + chunk.size, rest = vectors ? end - chunk.size % kVector<T> : chunk.start;
+    update.template run<kVector<T>>(chunk.start, rest);
+    update.template run<1>(rest, end);
 }
 
 // A thread's at most kNormChunk / kThreads = 64 squares are summed in fp32, all else in fp64.
 template <int V, class T>
-GPT2C_DEVICE float sum_squares(const T* grad, int64_t size) {
-    float sum = 0;
-    for (int64_t i = static_cast<int64_t>(threadIdx.x) * V; i < size; i += kThreads * V) {
-        const Floats<V> g = load<V>(grad + i, size - i);
+GPT2C_DEVICE void add_squares(float& sum, const T* grad, int64_t begin, int64_t end) {
+    for (int64_t i = begin + threadIdx.x * V; i < end; i += kThreads * V) {
+        const Floats<V> g = load<V>(grad + i);
 #pragma unroll
         for (int j = 0; j < V; ++j) sum += g[j] * g[j];
     }
-    return sum;
 }
 
 template <class T>
@@ -175,7 +153,11 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(Tensors<1, kNormChunk
     __shared__ double scratch[kWarp];
     const Chunk chunk = find_chunk(tensors);
     const T* grad = static_cast<const T*>(tensors.at[0][chunk.tensor]) + chunk.start;
-    double sum[1] = {aligned(grad) ? sum_squares<kVector<T>>(grad, chunk.size) : sum_squares<1>(grad, chunk.size)};
+    const int64_t rest = aligned(grad) ? chunk.size - chunk.size % kVector<T> : 0;
+    float squares = 0;
+    add_squares<kVector<T>>(squares, grad, 0, rest);
+    add_squares<1>(squares, grad, rest, chunk.size);
+    double sum[1] = {squares};
     block_sum(sum, scratch);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum[0];
 }

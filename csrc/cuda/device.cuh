@@ -45,6 +45,19 @@ __device__ __forceinline__ f16 from_float<f16>(float x) {
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
+// The i-th vector of an array of them. nvcc takes a 16-byte store apart where it does not see that the address is a
+// multiple of 16: as an offset in elements that is sums of products it may not, as one in vectors it does.
+template <int V, class T>
+GPT2C_DEVICE T* vector_at(T* p, int64_t i) {
+    if constexpr (V == 1) {
+        return p + i;
+    } else {
+        static_assert(V * sizeof(T) % 16 == 0, "a vector is one element or a multiple of 16 bytes");
+        using Bits = std::conditional_t<std::is_const_v<T>, const uint4, uint4>;
+        return reinterpret_cast<T*>(reinterpret_cast<Bits*>(p) + i * (V * sizeof(T) / 16));
+    }
+}
+
 template <int V>
 struct Floats {
     float at[V];
@@ -52,21 +65,36 @@ struct Floats {
     __device__ __forceinline__ float operator[](int i) const { return at[i]; }
 };
 
+// V elements as they lie in memory: nobody waits for the load until they are widened.
+template <class T, int V>
+struct Raw {
+    static_assert(V == 1 || V == kVector<T>, "a vector is one element or 16 bytes");
+    std::conditional_t<V == 1, T, uint4> bits;
+};
+
+template <int V, class T>
+GPT2C_DEVICE Raw<T, V> load_raw(const T* p) {
+    if constexpr (V == 1)
+        return {*p};
+    else
+        return {load16(p)};
+}
+
+template <class T, int V>
+GPT2C_DEVICE Floats<V> widen(const Raw<T, V>& raw) {
+    union {
+        decltype(raw.bits) bits;
+        T elements[V];
+    } u{raw.bits};
+    Floats<V> v;
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = to_float(u.elements[i]);
+    return v;
+}
+
 template <int V, class T>
 GPT2C_DEVICE Floats<V> load(const T* p) {
-    Floats<V> v;
-    if constexpr (V == 1) {
-        v[0] = to_float(*p);
-    } else {
-        static_assert(V == kVector<T>, "a vector is one element or 16 bytes");
-        union {
-            uint4 bits;
-            T elements[V];
-        } u{load16(p)};
-#pragma unroll
-        for (int i = 0; i < V; ++i) v[i] = to_float(u.elements[i]);
-    }
-    return v;
+    return widen(load_raw<V>(p));
 }
 
 template <int V, class T>
@@ -83,23 +111,6 @@ GPT2C_DEVICE void store(T* p, const Floats<V>& v) {
         for (int i = 0; i < V; ++i) u.elements[i] = from_float<T>(v[i]);
         store16(p, u.bits);
     }
-}
-
-// The first `count` of V elements, for the end of an array: the others load as zero and are not stored.
-template <int V, class T>
-GPT2C_DEVICE Floats<V> load(const T* p, int64_t count) {
-    if (count >= V) return load<V>(p);
-    Floats<V> v{};
-    for (int i = 0; i < V; ++i)
-        if (i < count) v[i] = to_float(p[i]);
-    return v;
-}
-
-template <int V, class T>
-GPT2C_DEVICE void store(T* p, const Floats<V>& v, int64_t count) {
-    if (count >= V) return store<V>(p, v);
-    for (int i = 0; i < V; ++i)
-        if (i < count) p[i] = from_float<T>(v[i]);
 }
 
 // V floats at a 16-byte aligned address (or one at any), whatever the vector's dtype in memory is.

@@ -1,5 +1,5 @@
-// The forward gives a block to each position. The backward gives one to each position in the order of ids, of which
-// the first of an id adds all rows of that id up, in the order of their positions: no atomics, always the same sum.
+// The forward gives a block to each position. The backward gives blocks to each position in the order of ids, of which
+// the first of an id adds all rows of that id up, always in the same order: no atomics.
 #include "cuda/cuda.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.cuh"
@@ -8,6 +8,7 @@ namespace gpt2c::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kTokenWarps = 4;  // of a block: most ids have few rows, some hundreds
 
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
@@ -25,22 +26,38 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
+// A warp's lanes own a vector of columns each. The warps take 32 of the id's rows in turn: which they are is read at
+// once, so that the rows' own loads wait for nothing; and the warps' sums are added in their order.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) token_kernel(const int64_t* idx, const int64_t* order, const T* dx,
-                                                         float* dwte, int64_t N, int64_t C, int64_t vocabulary) {
+__global__ void __launch_bounds__(kWarp* kTokenWarps)
+    token_kernel(const int64_t* idx, const int64_t* order, const T* dx, float* dwte, int64_t N, int64_t C,
+                 int64_t vocabulary) {
+    __shared__ __align__(16) float sums[kTokenWarps][kWarp * V];
     const int64_t first = blockIdx.x, id = idx[order[first]];
     if (id < 0 || id >= vocabulary || (first > 0 && idx[order[first - 1]] == id)) return;
-    for (int64_t c = static_cast<int64_t>(threadIdx.x) * V; c < C; c += blockDim.x * V) {
-        Floats<V> sum{};
-        for (int64_t i = first; i < N; ++i) {
-            const int64_t n = order[i];
-            if (idx[n] != id) break;
-            const Floats<V> d = load<V>(dx + n * C + c);
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const int64_t column = int64_t{blockIdx.y} * kWarp + lane, c = column * V;
+    Floats<V> sum{};
+    for (int64_t base = first + warp * kWarp; base < N; base += kWarp * kTokenWarps) {
+        const int64_t own = base + lane < N ? order[base + lane] : -1;
+        const unsigned same = __ballot_sync(kAllLanes, own >= 0 && idx[own] == id);
+        for (int j = 0; j < kWarp && (same >> j & 1); ++j) {
+            const int64_t n = __shfl_sync(kAllLanes, own, j);
+            const Floats<V> d = c < C ? load<V>(dx + n * C + c) : Floats<V>{};
 #pragma unroll
-            for (int j = 0; j < V; ++j) sum[j] += d[j];
+            for (int i = 0; i < V; ++i) sum[i] += d[i];
         }
-        store_floats<V>(dwte + id * C + c, sum);
+        if (same != kAllLanes) break;
     }
+    store_floats<V>(sums[warp] + lane * V, sum);
+    __syncthreads();
+    if (warp > 0 || c >= C) return;
+    for (int w = 1; w < kTokenWarps; ++w) {
+        const Floats<V> more = load_floats<V>(sums[w] + lane * V);
+#pragma unroll
+        for (int i = 0; i < V; ++i) sum[i] += more[i];
+    }
+    store_floats<V>(vector_at<V>(dwte, id * (C / V) + column), sum);
 }
 
 template <class T, int V>
@@ -89,8 +106,10 @@ int64_t embedding_backward(DType dtype, const int64_t* idx, const int64_t* order
         const auto* dx_ = static_cast<const E*>(dx);
         with_vector<E>(vectorizable<E>(C, dx, dwte, dwpe), [&](auto vector) {
             const dim3 threads = threads_for(C, vector);
-            launch("embedding_backward", token_kernel<E, vector>, dim3(static_cast<unsigned>(B * T)), threads, 0, idx,
-                   order, dx_, dwte, B * T, C, V);
+            const dim3 tokens(static_cast<unsigned>(B * T),
+                              static_cast<unsigned>(ceil_div<int64_t>(C, vector * kWarp)));
+            launch("embedding_backward", token_kernel<E, vector>, tokens, dim3(kWarp * kTokenWarps), 0, idx, order, dx_,
+                   dwte, B * T, C, V);
             launch("embedding_backward", position_kernel<E, vector>, dim3(static_cast<unsigned>(T)), threads, 0, dx_,
                    dwpe + start * C, B, T, C);
         });
