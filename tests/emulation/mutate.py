@@ -1,18 +1,13 @@
-"""Whether each barrier and wait of the CUDA kernels is needed, and its absence noticed.
+"""Whether each barrier and wait of the CUDA kernels is needed, and its absence noticed (python/cuda_mutations.py).
 
-    PYTHONPATH=.:tests python -m emulation.mutate [part of a case's name]
-
-runs the cases of tests/emulation/cases.py, which reach every kernel, as they are, and then once more for each
+The cases of tests/emulation/cases.py, which reach every kernel, are run as they are, and then once more for each
 `__syncthreads`, `__syncwarp` and `cp_async_wait` that an instance of a kernel template reached, with this one left out
-in this instance. That is detected if the emulator reports an error, or if a result changes by a bit. Prints a table and
-the score; the exit code is 1 if something was not detected. Some minutes.
+in this instance. That is noticed if the emulator reports an error, or if a result changes by a bit.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-import time
 
 from torch import Tensor
 
@@ -44,17 +39,3 @@ def leave_out_each(names: list[str]) -> dict[str, str]:
             if not detections.get(site):
                 detections[site] = detection(name, expected, site)
     return detections
-
-
-def main() -> int:
-    start = time.time()
-    detections = leave_out_each([name for name in CASES if "".join(sys.argv[1:]) in name])
-    for site, how in sorted(detections.items()):
-        print(f"{site:80s} {how or 'NOT DETECTED'}")
-    detected = sum(map(bool, detections.values()))
-    print(f"{detected} of {len(detections)} detected, in {time.time() - start:.0f} s")
-    return int(detected < len(detections))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
