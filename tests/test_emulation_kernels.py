@@ -36,10 +36,11 @@ class Runs(NamedTuple):
 def runs() -> Runs:
     runs = Runs({}, set(), set())
     for order in ORDERS:
-        with running(order) as server:
-            runs.results.update({(order, name): case() for name, case in CASES.items()})
-            runs.kernels.update(kernel.split("<")[0] for kernel in server.launched_kernels())
-            runs.sites.update(site.split("@")[0] for site in server.reached_sites())
+        for sm in {case.sm for case in CASES.values()}:
+            with running(f"{order},sm={sm}") as server:
+                runs.results.update({(order, name): case.run() for name, case in CASES.items() if case.sm == sm})
+                runs.kernels.update(kernel.split("<")[0] for kernel in server.launched_kernels())
+                runs.sites.update(site.split("@")[0] for site in server.reached_sites())
     return runs
 
 
@@ -65,8 +66,9 @@ def test_cases_reach_everything(runs: Runs) -> None:
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_no_bank_conflicts(name: str) -> None:
-    with running("shuffled:1,conflicts") as server:
-        CASES[name]()
+    run, sm = CASES[name]
+    with running(f"shuffled:1,sm={sm},conflicts") as server:
+        run()
         counted = server.shared_accesses()
     assert sum(at.accesses for at in counted) > 0
     assert [at for at in counted if at.conflicts] == []
@@ -74,7 +76,8 @@ def test_no_bank_conflicts(name: str) -> None:
 
 @pytest.mark.parametrize("op", ["attention", "layernorm", "gelu", "cross_entropy", "adamw"])
 def test_barriers_are_needed(op: str) -> None:
-    names = [name for name in CASES if name.startswith(f"{op}-bf16")]  # python/cuda_mutations.py takes all
+    # In one dtype; python/cuda_mutations.py takes all.
+    names = [name for name in CASES if name.startswith(f"{op}-bf16")]
     detections = mutate.leave_out_each(names)
     assert detections
     assert [site for site, detection in detections.items() if not detection] == []

@@ -1,6 +1,7 @@
 // The CUDA kernels on the emulator, for tests/remote/kernel_server.cpp. The backend's name says how threads take turns:
 // "forward", "reversed" or "shuffled:SEED"; then come, after a comma each, "seconds=N" (the time limit of a launch),
-// "sm=75" (the GPU to be), "conflicts" (bank conflicts are counted), and last "skip=FILE:LINE@KERNEL" (this barrier or wait is left out).
+// "sm=75" (the GPU to be), "conflicts" (bank conflicts are counted), and last "skip=FILE:LINE@KERNEL" (this barrier or
+// wait is left out).
 #include "backend.h"
 
 #include <algorithm>

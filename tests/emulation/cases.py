@@ -1,6 +1,6 @@
 """Small calls of the ops that reach every CUDA kernel, with three tiles or more where two take turns.
 
-`CASES[name]()` returns all outputs and gradients, the same bits each time.
+`CASES[name].run()` returns all outputs and gradients, the same bits each time.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -62,41 +63,57 @@ def adamw(dtype: torch.dtype, size: int) -> list[Tensor]:
     return [*params, *m, *v, ops.grad_norm(grads)]
 
 
+class Case(NamedTuple):
+    run: Callable[[], list[Tensor]]
+    sm: int = 90  # the GPU that the emulator is
+
+
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DROPOUT = {"dropout_p": 0.3, "seed": torch.tensor([1])}
 
 
-def _attention_cases() -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:
-    """With full tiles, so that all lanes take part in each access and bank conflicts are counted as they are."""
-    dropout = {"dropout_p": 0.3, "seed": torch.tensor([1])}
+# Attention's cases have full tiles, so that all lanes take part in each access and bank conflicts are counted as they
+# are.
+def _tensor_core_cases() -> Iterator[tuple[str, Case]]:
+    # GPUs with less shared memory take smaller tiles, for D = 64 only sm_75, which has no bf16.
+    gpus = {(64, "bf16"): (90,), (128, "bf16"): (90, 86), (64, "fp16"): (90, 75), (128, "fp16"): (90, 86, 75)}
+    for (D, short), sms in gpus.items():
+        dtype = next(d for d, name in NAMES.items() if name == short)
+        for sm in sms:
+            name = f"attention-{short}-{D}-sm_{sm}"
+            for kind, settings in (("", {}), ("-dropout", DROPOUT)):
+                yield f"{name}{kind}", Case(partial(attention, dtype, D, 128, 192, **settings), sm)
+                # With one tile of keys, no barrier between the tiles helps.
+                yield f"{name}{kind}-one-tile", Case(partial(attention, dtype, D, 128, 16, **settings), sm)
+            yield f"{name}-causal", Case(partial(attention, dtype, D, 128, 128, causal=True), sm)
+
+
+def _other_attention_cases() -> Iterator[tuple[str, Case]]:
     for dtype, short in NAMES.items():
         name = f"attention-{short}"
-        if dtype != torch.float32:  # on tensor cores
-            for D in (64, 128):
-                for kind, settings in (("", {}), ("-dropout", dropout)):
-                    yield f"{name}-{D}{kind}", partial(attention, dtype, D, 128, 192, **settings)
-                    # With one tile of keys, no barrier between the tiles helps.
-                    yield f"{name}-{D}{kind}-one-tile", partial(attention, dtype, D, 128, 32, **settings)
-            yield f"{name}-64-causal", partial(attention, dtype, 64, 192, 192, causal=True)
         # Without tensor cores, which want a positive scale.
         for D, Tq, Tk in ((64, 64, 192), (128, 64, 96), (256, 32, 48)):
-            yield f"{name}-{D}-simt", partial(attention, dtype, D, Tq, Tk, scale=-0.1)
-            yield f"{name}-{D}-one-query", partial(one_query, dtype, D, 384)
-        yield f"{name}-64-simt-causal", partial(attention, dtype, 64, 128, 128, causal=True, scale=-0.1, **dropout)
+            yield f"{name}-{D}-simt", Case(partial(attention, dtype, D, Tq, Tk, scale=-0.1))
+            yield f"{name}-{D}-one-query", Case(partial(one_query, dtype, D, 384))
+        yield (
+            f"{name}-64-simt-causal",
+            Case(partial(attention, dtype, 64, 128, 128, causal=True, scale=-0.1, **DROPOUT)),
+        )
 
 
-def _other_cases() -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:
+def _other_cases() -> Iterator[tuple[str, Case]]:
     for dtype, short in NAMES.items():
         # Three rows to each of the backward's pieces, and two warps to a row; then one row, in single elements.
-        yield f"layernorm-{short}", partial(layernorm, dtype, 1030, 288)
-        yield f"layernorm-{short}-unaligned", partial(layernorm, dtype, 20, 97)
+        yield f"layernorm-{short}", Case(partial(layernorm, dtype, 1030, 288))
+        yield f"layernorm-{short}-unaligned", Case(partial(layernorm, dtype, 20, 97))
         for kind, more in (("", 0), ("-unaligned", 1)):
-            yield f"gelu-{short}{kind}", partial(gelu, dtype, 100, 96 + more)
-            yield f"embedding-{short}{kind}", partial(embedding, dtype, 11, 9, 96 + more)
-            yield f"cross_entropy-{short}{kind}", partial(cross_entropy, dtype, 9, 3000 + more)
-            yield f"adamw-{short}{kind}", partial(adamw, dtype, 20000 + more)
+            yield f"gelu-{short}{kind}", Case(partial(gelu, dtype, 100, 96 + more))
+            yield f"embedding-{short}{kind}", Case(partial(embedding, dtype, 11, 9, 96 + more))
+            yield f"cross_entropy-{short}{kind}", Case(partial(cross_entropy, dtype, 9, 3000 + more))
+            yield f"adamw-{short}{kind}", Case(partial(adamw, dtype, 20000 + more))
 
 
-CASES = dict([*_attention_cases(), *_other_cases()])
+CASES = dict([*_tensor_core_cases(), *_other_attention_cases(), *_other_cases()])
 
 
 @contextmanager

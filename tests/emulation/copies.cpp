@@ -24,7 +24,8 @@ void cp_async_commit() {
 }
 
 __attribute__((noinline)) void cp_async_wait(int keep, Site site) {
-    if (is_skipped(site)) return;
+    // Before sm_80 copies are stores (ptx.cuh): there is nothing to wait for, and nothing to leave out.
+    if (gpu().capability < 80 || is_skipped(site)) return;
     while (running->copy_groups.size() > static_cast<size_t>(keep)) {
         for (const Copy& copy : running->copy_groups.front()) {
             set_copy_pending(copy.to, false);

@@ -16,15 +16,17 @@ from emulation.cases import CASES, running, same_bits
 
 def reach(name: str) -> tuple[list[Tensor], list[str]]:
     """The results of a case, and the barriers and waits that it comes to: "FILE:LINE@KERNEL"."""
-    with running() as server:
-        return CASES[name](), server.reached_sites()
+    run, sm = CASES[name]
+    with running(f"shuffled:1,sm={sm}") as server:
+        return run(), server.reached_sites()
 
 
 def detection(name: str, expected: list[Tensor], site: str) -> str:
     """How the case notices that the site is left out; empty if it does not."""
-    with running(f"shuffled:1,skip={site}"):
+    run, sm = CASES[name]
+    with running(f"shuffled:1,sm={sm},skip={site}"):
         try:
-            results = CASES[name]()
+            results = run()
         except AssertionError as error:
             return re.sub(r"^.*dynamic shared memory: ", "", str(error).splitlines()[0])
         return "" if same_bits(results, expected) else "other results"
