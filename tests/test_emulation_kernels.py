@@ -21,11 +21,13 @@ import cuda_mutations  # noqa: E402
 pytestmark = pytest.mark.skipif(not emulation.cuda_headers(), reason="CUDA's headers are missing")
 
 ORDERS = ("forward", "reversed", "shuffled:1", "shuffled:2", "shuffled:3")
-ATTENTION = [name for name in CASES if name.startswith("attention")]
+# fp16 is bf16's templates once more, but on sm_75; python/cuda_mutations.py takes all.
+NAMES = [name for name in CASES if "fp16" not in name or "sm_75" in name]
+ATTENTION = [name for name in NAMES if name.startswith("attention")]
 
 
 class Runs(NamedTuple):
-    """Of all cases, in all orders."""
+    """Of all these cases, in all orders."""
 
     results: dict[tuple[str, str], list[Tensor]]  # by order and case
     kernels: set[str]  # without template arguments
@@ -38,13 +40,13 @@ def runs() -> Runs:
     for order in ORDERS:
         for sm in {case.sm for case in CASES.values()}:
             with running(f"{order},sm={sm}") as server:
-                runs.results.update({(order, name): case.run() for name, case in CASES.items() if case.sm == sm})
+                runs.results.update({(order, name): case.run() for name in NAMES if (case := CASES[name]).sm == sm})
                 runs.kernels.update(kernel.split("<")[0] for kernel in server.launched_kernels())
                 runs.sites.update(site.split("@")[0] for site in server.reached_sites())
     return runs
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_schedules(runs: Runs, name: str) -> None:
     first = runs.results[ORDERS[0], name]
     assert first and all(x.isfinite().all() for x in first)
