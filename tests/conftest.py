@@ -22,11 +22,11 @@ GPU = "cuda"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backends",
-        choices=("all", "sanitized"),
+        choices=("all", "sanitized", "gpu"),
         default="all",
         help="all: every ISA of this machine, NEON under qemu where it and the cross compiler are installed, "
         "and CUDA's kernels on the emulator, and on a GPU where there is one; "
-        "sanitized: kernels built with AddressSanitizer and UndefinedBehaviorSanitizer",
+        "sanitized: kernels built with AddressSanitizer and UndefinedBehaviorSanitizer; gpu: the GPU alone",
     )
 
 
@@ -34,11 +34,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     isas = _native.available_isas()
-    if metafunc.config.getoption("--backends") == "sanitized":
-        names = [f"sanitized-{isa}" for isa in isas]
-    else:
-        names = [f"cpu-{isa}" for isa in isas] + [NEON] * remote.can_emulate_neon()
-        names += [EMULATED, EMULATED_SM75] * bool(emulation.cuda_headers()) + [GPU] * (not on_gpu.gpu_problem())
+    gpu = [GPU] * (not on_gpu.gpu_problem())
+    here = [f"cpu-{isa}" for isa in isas] + [NEON] * remote.can_emulate_neon()
+    emulated = [EMULATED, EMULATED_SM75] * bool(emulation.cuda_headers())
+    sets = {"all": here + emulated + gpu, "sanitized": [f"sanitized-{isa}" for isa in isas], "gpu": gpu}
+    names = sets[metafunc.config.getoption("--backends")]
     metafunc.parametrize("backend", names, indirect=True)
 
 

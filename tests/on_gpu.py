@@ -19,9 +19,12 @@ GUARD_BYTE = 0xA5
 
 def gpu_problem() -> str:
     """Why the CUDA kernels cannot run here, or nothing."""
-    if _native.CUDA is None or not torch.cuda.is_available():
-        return _native.cuda_status()
-    return ""
+    if _native.CUDA is None:
+        return "gpt2c was built without CUDA kernels"
+    gpus = _native.CUDA.device_description()
+    if gpus.startswith("no GPU: "):
+        return gpus.removeprefix("no GPU: ")
+    return "" if torch.cuda.is_available() else "this torch is a build without CUDA"
 
 
 class GpuBackend:

@@ -35,6 +35,7 @@ function(gpt2c_build_cuda)
   endif()
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   file(GLOB sources CONFIGURE_DEPENDS ${here}/*.cu)
+  set_source_files_properties(${here}/context.cpp PROPERTIES LANGUAGE CUDA)  # nvcc knows where its headers are
   add_library(gpt2c_cuda OBJECT ${sources} ${here}/context.cpp ${here}/table.cpp)
   set_target_properties(gpt2c_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden
                         CUDA_ARCHITECTURES "${architectures}")
@@ -43,10 +44,10 @@ function(gpt2c_build_cuda)
                          $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
   list(JOIN architectures " " architectures)
   target_compile_definitions(gpt2c_cuda PRIVATE GPT2C_CUDA_BUILD="${CMAKE_CUDA_COMPILER_VERSION} for ${architectures}")
-  target_link_libraries(gpt2c_cuda PRIVATE CUDA::cudart_static)
-  # Linked in, so that the module loads where there is no CUDA; and its names kept in, or the loader would take those
-  # of the libcudart that torch has brought along, of whatever version that is.
-  target_link_libraries(_ext PRIVATE gpt2c_cuda CUDA::cudart_static)
+  target_link_libraries(_ext PRIVATE gpt2c_cuda)
+  # cudart is linked in, so that the module loads where there is no CUDA; and its names are kept in, or the loader would
+  # take those of the libcudart that torch has brought along, of whatever version that is.
+  set_target_properties(_ext PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   target_link_options(_ext PRIVATE LINKER:--exclude-libs,ALL)
   target_compile_definitions(_ext PRIVATE GPT2C_CUDA)
   message(STATUS "gpt2c: nvcc ${CMAKE_CUDA_COMPILER_VERSION} found, CUDA kernels are built for ${architectures}")
@@ -67,7 +68,6 @@ if(GPT2C_CUDA)
     endif()
   endif()
   if(NOT problem)
-    find_package(CUDAToolkit REQUIRED)
     gpt2c_build_cuda()
   elseif(GPT2C_CUDA STREQUAL "AUTO")
     message(STATUS "gpt2c: ${problem}, only CPU kernels are built")
