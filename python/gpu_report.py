@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from gpu_bench import Measured
-from gpu_tools import OPS, Counts, one_line
+from gpu_tools import MODULES_OF_NO_OP, OPS, Counts, one_line
 
 from gpt2c import _native
 
@@ -35,12 +35,13 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """3 without a GPU; 1 if an op is wrong or was not tested, or something could not be done; else 0."""
+        """3 without a GPU; 1 if an op or another test is wrong or was not tested, or something failed; else 0."""
         if self.no_gpu:
             return EXIT_NO_GPU
         right = all(verdict(self, op).result == RIGHT for op in OPS)
-        whole = "cuda" in self.tests and not self.tests["cuda"].failed and not self.tests["cuda"].problem
-        return EXIT_RIGHT if right and whole and not self.problems else EXIT_WRONG
+        others = [self.tests.get(module, Counts()) for module in MODULES_OF_NO_OP]
+        right = right and all(tests.passed and not tests.failed and not tests.problem for tests in others)
+        return EXIT_RIGHT if right and not self.problems else EXIT_WRONG
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def check(out: Path, sanitizer: bool, compiled: bool, repeats: int, timeout: flo
 
 
 def test(report: Report, timeout: float) -> None:
-    """The op tests on the backend `cuda`, and tests/test_cuda.py."""
-    for module in (*gpu_tools.MODULES, "cuda"):
+    """The tests of ops and model on the backend `cuda`, and tests/test_cuda.py."""
+    for module in (*gpu_tools.MODULES, *gpu_tools.MODULES_OF_NO_OP):
         print(f"testing {module}", flush=True)
         report.tests[module] = gpu_tools.run_tests(module, timeout)
 

@@ -22,6 +22,7 @@ OPS = {
     "grad_norm": "grad_norm",
 }
 MODULES = tuple(dict.fromkeys(OPS.values()))
+MODULES_OF_NO_OP = ("linear_cross_entropy", "model", "cuda")
 SANITIZER_TOOLS = ("memcheck", "racecheck")
 
 

@@ -30,7 +30,8 @@ PEAK = (1e9, 1e9)
 
 
 def all_right() -> Report:
-    return Report({"gpu": "a GPU"}, tests={module: Counts(passed=5) for module in (*gpu_tools.MODULES, "cuda")})
+    modules = (*gpu_tools.MODULES, *gpu_tools.MODULES_OF_NO_OP)
+    return Report({"gpu": "a GPU"}, tests={module: Counts(passed=5) for module in modules})
 
 
 # ---- reading
@@ -134,6 +135,7 @@ def test_one_op_that_is_not_right(change, result: str, why: str) -> None:
         lambda r: r.problems.append("a training step: out of memory"),
         lambda r: r.tests.pop("cuda"),
         lambda r: r.tests.update(cuda=Counts(passed=1, failed=1)),
+        lambda r: r.tests.update(model=Counts(passed=1, problem="it crashed")),
     ],
 )
 def test_what_belongs_to_no_op_counts_too(change) -> None:
