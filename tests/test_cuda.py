@@ -125,7 +125,7 @@ def test_results_are_the_same_each_time() -> None:
         assert torch.equal(first, second)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has one GPU")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 def test_the_tensors_gpu_is_used_and_the_callers_stays_current() -> None:
     x = torch.randn(100)
     y = ops.gelu(x.to("cuda:1"))
