@@ -23,6 +23,7 @@ OPS = {
 }
 MODULES = tuple(dict.fromkeys(OPS.values()))
 MODULES_OF_NO_OP = ("linear_cross_entropy", "model", "cuda")
+PYTEST = Path(sys.executable).with_name("pytest")  # `python -m pytest` would import the sources, not what is installed
 SANITIZER_TOOLS = ("memcheck", "racecheck")
 
 
@@ -38,12 +39,14 @@ class Counts:
 
 
 def run(*command: str | Path, timeout: float) -> tuple[int, str]:
-    """Exit code and output of a program in the repository's root; -1 and a sentence if it did not end in time."""
+    """Exit code and output of a program in the repository's root; -1 and a sentence if it is not there or too slow."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", timeout=timeout,
         )  # fmt: skip
+    except FileNotFoundError:
+        return -1, f"{command[0]} was not found"
     except subprocess.TimeoutExpired:
         return -1, f"{command[0]} did not end within {timeout:.0f} s"
     return done.returncode, done.stdout
@@ -58,7 +61,7 @@ def install(timeout: float) -> tuple[int, str]:
 def pytest_command(module: str) -> list[str]:
     """The module's tests on the backend `cuda`; all of those in tests/test_cuda.py, which know no other."""
     on_gpu = [] if module == "cuda" else ["--backends", "gpu", "-k", "[cuda"]  # the backend comes first in a test's id
-    return [sys.executable, "-m", "pytest", "-q", "-rfE", *on_gpu, f"tests/test_{module}.py"]
+    return [str(PYTEST), "-q", "-rfE", *on_gpu, f"tests/test_{module}.py"]
 
 
 def run_tests(module: str, timeout: float) -> Counts:
@@ -102,7 +105,5 @@ def last_line(text: str) -> str:
 
 def one_line(*command: str) -> str:
     """The first line a program writes, or "unknown"."""
-    if shutil.which(command[0]) is None:
-        return "unknown"
     code, output = run(*command, timeout=60)
     return output.strip().splitlines()[0] if code == 0 and output.strip() else "unknown"

@@ -30,6 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--backends") == "gpu" and on_gpu.gpu_problem():
+        raise pytest.UsageError(f"--backends gpu: no GPU to run on: {on_gpu.gpu_problem()}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return

@@ -72,7 +72,7 @@ def test_pytest_itself_is_read(tmp_path: Path) -> None:
         "import pytest\ndef test_good(): pass\ndef test_bad(): assert False\ndef test_not(): pytest.skip('no')\n"
     )
     found = gpu_tools.parse_pytest(
-        *gpu_tools.run(sys.executable, "-m", "pytest", "-q", "-rfE", "--rootdir", tmp_path, module, timeout=100)
+        *gpu_tools.run(gpu_tools.PYTEST, "-q", "-rfE", "--rootdir", tmp_path, module, timeout=100)
     )
     assert (found.passed, found.failed, found.skipped, found.problem) == (1, 1, 1, "")
     assert [name.split("::")[1] for name in found.failures] == ["test_bad"]
@@ -93,9 +93,11 @@ def test_what_compute_sanitizer_said(output: str, expected: int | str) -> None:
     assert gpu_tools.parse_sanitizer(1, output) == expected
 
 
-def test_a_program_that_does_not_end() -> None:
+def test_a_program_that_does_not_end_or_is_not_there() -> None:
     code, output = gpu_tools.run(sys.executable, "-c", "import time; time.sleep(60)", timeout=0.5)
     assert code == -1 and output.endswith("did not end within 0 s")
+    assert gpu_tools.run("no-such-program", timeout=1) == (-1, "no-such-program was not found")
+    assert gpu_tools.one_line("no-such-program") == "unknown"
 
 
 # ---- judging

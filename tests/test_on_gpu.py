@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import remote
 import torch
 from checks import check_op, randn, strided
-from on_gpu import GUARD, OnGpu
+from on_gpu import GUARD, OnGpu, gpu_problem
 
 from gpt2c import _native, ops
 from gpt2c.ops.attention import attention_reference
@@ -88,3 +93,11 @@ def test_a_write_beside_a_tensor_is_found(monkeypatch: pytest.MonkeyPatch, index
 def test_an_output_that_no_kernel_writes_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     patched_with(monkeypatch, lambda *args: None)
     assert ops.gelu(torch.ones(5)).isnan().all()
+
+
+@pytest.mark.skipif(not gpu_problem(), reason="this machine has a GPU")
+def test_the_gpu_alone_needs_one() -> None:
+    pytest_here = Path(sys.executable).with_name("pytest")
+    command = [pytest_here, "--backends", "gpu", "tests/test_gelu.py"]
+    done = subprocess.run(command, cwd=remote.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (4, f"ERROR: --backends gpu: no GPU to run on: {gpu_problem()}\n\n")
