@@ -10,6 +10,11 @@
 
 namespace gpt2c::cuda {
 
+// Whether there are kernels with small tiles (two_fit): large ones of 64 columns are too large for sm_75 alone, which
+// has no bf16.
+template <class T, int D>
+constexpr bool kSmallTiles = D == 128 || kDType<T> == DType::f16;
+
 constexpr int kMmaThreads = 128, kMmaWarps = kMmaThreads / kWarp;
 
 template <class T>

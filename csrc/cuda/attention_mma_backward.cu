@@ -124,13 +124,14 @@ void start(const AttentionBackward& a, const RowStats* stats) {
 
 template <class T, int D, bool kDropout>
 void start_both(const AttentionBackward& a, const RowStats* stats) {
-    if (two_fit(kSharedBytes<T, D, 32, true>)) {
-        start<T, D, 32, false, kDropout>(a, stats);
-        start<T, D, 32, true, kDropout>(a, stats);
-    } else {
-        start<T, D, 16, false, kDropout>(a, stats);
-        start<T, D, 16, true, kDropout>(a, stats);
-    }
+    if constexpr (kSmallTiles<T, D>)
+        if (!two_fit(kSharedBytes<T, D, 32, true>)) {
+            start<T, D, 16, false, kDropout>(a, stats);
+            start<T, D, 16, true, kDropout>(a, stats);
+            return;
+        }
+    start<T, D, 32, false, kDropout>(a, stats);
+    start<T, D, 32, true, kDropout>(a, stats);
 }
 
 }  // namespace

@@ -155,7 +155,9 @@ void start(const AttentionForward& a) {
 
 template <class T, int D, int M, bool kDropout>
 void start_fitting(const AttentionForward& a) {
-    two_fit(kSharedBytes<T, D, M, 64>) ? start<T, D, M, 64, kDropout>(a) : start<T, D, M, 32, kDropout>(a);
+    if constexpr (kSmallTiles<T, D>)
+        if (!two_fit(kSharedBytes<T, D, M, 64>)) return start<T, D, M, 32, kDropout>(a);
+    start<T, D, M, 64, kDropout>(a);
 }
 
 }  // namespace
