@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
                           double* lse, unsigned blocks) {
     if constexpr (kKeys == 64 || kDType<T> == DType::bf16) needs_sm80();  // see two_fit and suits_tensor_cores
     constexpr int kQueries = 16 * M * kMmaWarps;
-    constexpr bool held = M * D <= 128;
+    constexpr bool held = M * D <= (kDropout ? 64 : 128);  // as registers allow
     GPT2C_DYNAMIC_SHARED(shared);
     const HalfTile<T, D> query_tile{reinterpret_cast<T*>(shared)};
     const auto key_tile = [&](int tile) {
