@@ -107,7 +107,7 @@ class GPT2(nn.Module):
     """GPT-2 with tied embeddings; parameters are named and laid out as in Hugging Face's, without `transformer.`.
 
     wte.weight has config.padded_vocab_size rows; the padding is zero, gets no gradient and shows nowhere else.
-    Activations have the parameters' dtype (fp32 or bf16), losses are fp32.
+    Activations have the parameters' dtype (fp32 or bf16, on CUDA also fp16), losses are fp32.
     """
 
     def __init__(self, config: GPT2Config) -> None:

@@ -14,9 +14,9 @@ from gpt2c.ops.adamw import adamw_
 class AdamW(torch.optim.Optimizer):
     """AdamW with the update of torch.optim.AdamW, in one pass over memory for all tensors of a group.
 
-    params: tensors or parameter groups, fp32 or bf16; lr: learning rate; betas: decay of the first and second moment;
-    eps: added to the root of the second moment; weight_decay: decoupled, multiplied by lr. The state of a parameter
-    is `step` (fp32 tensor), `exp_avg` and `exp_avg_sq` (fp32, its shape), as in torch.
+    params: tensors or parameter groups, fp32, bf16 or on CUDA fp16; lr: learning rate; betas: decay of the first and
+    second moment; eps: added to the root of the second moment; weight_decay: decoupled, multiplied by lr. The state of
+    a parameter is `step` (fp32 tensor), `exp_avg` and `exp_avg_sq` (fp32, its shape), as in torch.
 
     Updates smaller than half the distance between two 16-bit numbers are lost in 16-bit parameters, unless
     master_weights: their state has `master`, the parameter's fp32 value, begun with the parameter at its first step;

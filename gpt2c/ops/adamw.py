@@ -58,9 +58,9 @@ def adamw_(
 ) -> None:  # fmt: skip
     """One AdamW step; params, exp_avgs, exp_avg_sqs and masters are changed in place.
 
-    Lists of equal length: params and grads fp32 or bf16 (one dtype for all), exp_avgs and exp_avg_sqs fp32, each
-    of its parameter's shape, contiguous (grads of any strides). step counts from 1; lr, eps, weight_decay and the
-    betas in [0, 1) as in the formula above.
+    Lists of equal length: params and grads fp32, bf16 or on CUDA fp16 (one dtype for all), exp_avgs and exp_avg_sqs
+    fp32, each of its parameter's shape, contiguous (grads of any strides). step counts from 1; lr, eps, weight_decay
+    and the betas in [0, 1) as in the formula above.
 
     grad_scale: what grads are multiplied by, a number or one fp32 element on the device of params, which nobody waits
     for; if it is inf or nan the step changes nothing. masters: for 16-bit params, fp32 tensors of their shapes,
