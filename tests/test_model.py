@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -297,6 +298,11 @@ def test_compiled_equals_eager():
     found.backward()
     torch.testing.assert_close(found.detach(), loss, rtol=1e-6, atol=0)
     assert_same_gradients({n: p.grad for n, p in model.named_parameters()}, expected, GRADIENT_TOLERANCE)
+
+
+def test_compiled_graphs_of_other_versions_are_not_taken():
+    # The cache on disk, which knows an operator by its name, has this tag in its keys: a function of the ops' sources.
+    assert re.search(r"gpt2c-[0-9a-f]{16}", torch.compiler.config.cache_key_tag)
 
 
 def test_compiled_logits_have_no_graph_break():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +12,18 @@ from torch import Tensor
 from gpt2c import _native
 
 LIBRARY = torch.library.Library("gpt2c", "DEF")
+
+
+def _tag_compiled_graphs() -> None:
+    """Has torch.compile's cache on disk tell this version of the ops from others: it knows an operator by its name
+    alone, and after an upgrade would go on with the older version's backward."""
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    config = getattr(torch.compiler, "config", None)
+    if hasattr(config, "cache_key_tag"):  # older versions of torch have none
+        config.cache_key_tag += f"gpt2c-{hashlib.sha256(sources).hexdigest()[:16]}"
+
+
+_tag_compiled_graphs()
 
 
 def define(

@@ -106,6 +106,8 @@ def _other_cases() -> Iterator[tuple[str, Case]]:
         # Three rows to each of the backward's pieces, and two warps to a row; then one row, in single elements.
         yield f"layernorm-{short}", Case(partial(layernorm, dtype, 1030, 288))
         yield f"layernorm-{short}-unaligned", Case(partial(layernorm, dtype, 20, 97))
+        # Rows that do not fit into the registers of the backward's threads.
+        yield f"layernorm-{short}-long", Case(partial(layernorm, dtype, 9, 4104))
         for kind, more in (("", 0), ("-unaligned", 1)):
             yield f"gelu-{short}{kind}", Case(partial(gelu, dtype, 100, 96 + more))
             yield f"embedding-{short}{kind}", Case(partial(embedding, dtype, 11, 9, 96 + more))
