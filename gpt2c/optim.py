@@ -59,8 +59,11 @@ class AdamW(torch.optim.Optimizer):
         """One update of every parameter that has a gradient, which is multiplied by grad_scale in the same pass.
 
         grad_scale: a number, or one fp32 element on the parameters' device, which nobody waits for; if it is inf or
-        nan, parameters and moments stay as they are. Gradients are never changed. Returns what closure returns.
+        nan, parameters and moments stay as they are, but the step counts. Gradients are never changed. Returns what
+        closure returns. Raises RuntimeError while a CUDA graph is captured: replays would repeat this step's constants.
         """
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("AdamW: step is called while a CUDA graph is captured, expected it outside of the graph")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -99,6 +102,8 @@ class AdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         # The base class casts the state to its parameter's dtype; ours is fp32 whatever that is.
         for p, (i, _) in zip(own, indices, strict=True):
+            if "step" in saved.get(i, {}):  # on a GPU each step would wait for it
+                self.state[p]["step"] = torch.tensor(float(saved[i]["step"]), dtype=torch.float32, device="cpu")
             for name in {"exp_avg", "exp_avg_sq", "master"} & saved.get(i, {}).keys():
                 self.state[p][name] = (
                     saved[i][name].to(p.device, torch.float32).clone(memory_format=torch.contiguous_format)
@@ -119,7 +124,7 @@ class AdamW(torch.optim.Optimizer):
                 continue
             state = self.state[p]
             if not state:
-                state["step"] = torch.zeros(())
+                state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
                 state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32, memory_format=torch.contiguous_format)
                 state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
                 if _has_master(p, group):

@@ -441,4 +441,29 @@ def test_group_settings_are_checked() -> None:
 )
 def test_optimizer_bad_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        gpt2c.AdamW([torch.ones(1)], **settings)
+        gpt2c.gpt2c.AdamW([torch.ones(1)], **settings)
+
+
+def test_the_step_is_fp32_on_the_cpu_whatever_the_defaults() -> None:
+    # In bf16, 256 + 1 is 256: the bias correction would stop there.
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        param = torch.ones(3, requires_grad=True)
+        optimizer = gpt2c.AdamW([param])
+        param.grad = torch.ones(3, dtype=param.dtype)
+        optimizer.step()
+        saved = optimizer.state_dict()
+        saved["state"][0]["step"] = torch.tensor(256.0)
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    step = optimizer.state[param]["step"]
+    assert step == 257 and step.dtype == torch.float32
+
+
+def test_no_step_within_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="AdamW: step is called while a CUDA graph is captured"):
+        gpt2c.AdamW([torch.ones(3, requires_grad=True)]).step()

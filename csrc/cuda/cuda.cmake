@@ -28,11 +28,19 @@ function(gpt2c_default_architectures result)
   set(${result} ${known} ${newest} PARENT_SCOPE)
 endfunction()
 
-function(gpt2c_build_cuda)
+# Sets `result` to what is built for. Never PTX of sm_75: newer GPUs are given kernels that such code does not have (bf16
+# on tensor cores, see needs_sm80 in ptx.cuh); without it they report that there is no code for them.
+function(gpt2c_architectures result)
   set(architectures ${GPT2C_CUDA_ARCHITECTURES})
   if(NOT architectures)
     gpt2c_default_architectures(architectures)
   endif()
+  list(TRANSFORM architectures REPLACE "^75(-virtual)?$" "75-real")
+  set(${result} ${architectures} PARENT_SCOPE)
+endfunction()
+
+function(gpt2c_build_cuda)
+  gpt2c_architectures(architectures)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   file(GLOB sources CONFIGURE_DEPENDS ${here}/*.cu)
   set_source_files_properties(${here}/context.cpp PROPERTIES LANGUAGE CUDA)  # nvcc knows where its headers are
