@@ -441,7 +441,7 @@ def test_group_settings_are_checked() -> None:
 )
 def test_optimizer_bad_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        gpt2c.gpt2c.AdamW([torch.ones(1)], **settings)
+        gpt2c.AdamW([torch.ones(1)], **settings)
 
 
 def test_the_step_is_fp32_on_the_cpu_whatever_the_defaults() -> None:
