@@ -148,6 +148,13 @@ using adamw_t = void(DType dtype, void* const* params, const void* const* grads,
 using grad_norm_t = void(DType dtype, const void* const* grads, const int64_t* sizes, int64_t n_tensors, float* norm,
                          void* workspace, int threads);
 
+// ---- matmul: c = a b + bias, or c += a b. a (M, K) and b (K, N) with any strides, of which one of each is 1; bias (N)
+// or null, and null with accumulate; c (M, N) fp32, rows c_stride apart, no part of a or b. 2 M N K flops.
+// A row of c is a function of its row of a and of b alone. CUDA has none: there torch calls cuBLAS.
+using matmul_t = void(DType dtype, const void* a, const void* b, const void* bias, float* c, int64_t M, int64_t N,
+                      int64_t K, int64_t a_stride_m, int64_t a_stride_k, int64_t b_stride_k, int64_t b_stride_n,
+                      int64_t c_stride, bool accumulate, int threads);
+
 #define GPT2C_KERNELS(X)      \
     X(layernorm_forward)      \
     X(layernorm_backward)     \
@@ -161,7 +168,8 @@ using grad_norm_t = void(DType dtype, const void* const* grads, const int64_t* s
     X(embedding_forward)      \
     X(embedding_backward)     \
     X(adamw)                  \
-    X(grad_norm)
+    X(grad_norm)              \
+    X(matmul)
 
 // One backend: a pointer to each kernel.
 struct Kernels {

@@ -106,6 +106,11 @@ def _stable_order(ids: Tensor) -> Tensor:
     return torch.sort(ids.reshape(-1), stable=True).indices
 
 
+def has_matmul(like: Tensor) -> bool:
+    """Whether there is a kernel `matmul` where the tensor is."""
+    return like.device.type == "cpu"
+
+
 def assert_on_device(ids: Tensor, V: int) -> None:
     """Has a GPU check that ids are in [0, V), without waiting for it. Nothing on the CPU, where the kernel tells."""
     if ids.device.type != "cpu":

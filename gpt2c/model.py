@@ -44,7 +44,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
+        return ops.matmul(x, self.weight, self.bias)
 
 
 class Embedding(nn.Module):
@@ -87,7 +87,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, residual_std)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.c_proj(ops.bias_gelu(torch.mm(y, self.c_fc.weight), self.c_fc.bias))
+        return self.c_proj(ops.bias_gelu(ops.matmul(y, self.c_fc.weight), self.c_fc.bias))
 
 
 class Block(nn.Module):
@@ -164,7 +164,7 @@ class GPT2(nn.Module):
 
     def logits(self, y: Tensor) -> Tensor:
         """y (N,C) times the token embedding's V rows: (N,V), the padding left out."""
-        return torch.mm(y, self.wte.weight[: self.config.vocab_size].t())
+        return ops.matmul(y, self.wte.weight[: self.config.vocab_size].t())
 
     def check_tokens(self, idx: Tensor, longest: int | None = None) -> None:
         """Raises TypeError or ValueError, one sentence, unless idx is (B,T) int64; the embedding checks the ids.

@@ -42,6 +42,7 @@ class GpuBackend:
         patch.setattr(_native, "CPU_DTYPES", tuple(_native.DTYPES))
         patch.setattr(_native, "count_targets", _native._count_on_device)
         patch.setattr(_native, "workspace", lambda like, floats: torch.full((floats,), torch.nan))
+        patch.setattr(_native, "has_matmul", lambda like: False)
         patch.setattr(_native, "stable_order", _native._stable_order)
 
     def call(self, kernel: str, *args: object) -> int | None:

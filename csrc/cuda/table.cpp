@@ -3,8 +3,9 @@
 
 namespace gpt2c::cuda {
 
-// There is none (kernels.h): null, hence the weak declaration.
+// There are none (kernels.h): null, hence the weak declarations.
 __attribute__((weak)) cross_entropy_count_t cross_entropy_count;
+__attribute__((weak)) matmul_t matmul;
 
 const Kernels kernels = {
 #define GPT2C_ENTRY(name) name,

@@ -13,6 +13,7 @@ from gpt2c.ops.layernorm import (
     residual_layernorm_reference,
 )
 from gpt2c.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from gpt2c.ops.matmul import matmul, matmul_reference
 
 __all__ = [
     "adamw_",
@@ -33,6 +34,8 @@ __all__ = [
     "layernorm_reference",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
+    "matmul",
+    "matmul_reference",
     "residual_layernorm",
     "residual_layernorm_reference",
 ]

@@ -2,7 +2,7 @@
 
     loss = cross_entropy(x weight[:vocab_size]^T, targets)
 
-Rows are taken a chunk at a time: logits = x_chunk weight^T (torch's matrix product), then their softmax, loss and
+Rows are taken a chunk at a time: logits = x_chunk weight^T (gpt2c/ops/matmul.py), then their softmax, loss and
 gradient in place (csrc/cpu/cross_entropy.cpp), then dx_chunk = dlogits weight and dweight += dlogits^T x_chunk. So
 the gradients are ready when the loss is, nothing is computed twice, and memory holds one chunk of logits (Hsu et al.,
 "Liger Kernel", 2024, section 3.2, has the same idea). They are of the sum over rows: the backward divides by the number
@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt2c import _native
 from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
 from gpt2c.ops.cross_entropy import check_targets, count_targets, cross_entropy_reference
+from gpt2c.ops.matmul import multiply
 
 CHUNK_ROWS = 256  # 51 MB of fp32 logits at GPT-2's vocabulary; larger chunks gain nothing in the matrix products
 
@@ -35,8 +36,7 @@ def linear_cross_entropy(
 
     x (N, C), weight (Vp, C) fp32, bf16 or, on CUDA, fp16; targets (N) int64, each in [0, vocab_size) or ignore_index.
     Only the first vocab_size rows of weight (all of them for None) are classes; the others, padding, get zero gradient.
-    Returns the loss, 0-dim fp32; nan if every row is ignored, as in torch. The matrix products are torch's: for some
-    shapes they round differently on another number of threads. Raises IndexError for a target out of range, ValueError
+    Returns the loss, 0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range, ValueError
     or TypeError for a wrong shape, dtype or device.
     """
     need_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -72,27 +72,17 @@ def _run_forward(
     for start in range(0, N, CHUNK_ROWS):
         rows = slice(start, min(start + CHUNK_ROWS, N))
         n = rows.stop - start
-        torch.mm(x[rows], weight.T, out=logits[:n])
+        multiply(x[rows], weight.T, logits[:n])
         sizes = (n, vocab_size, Vp, ignore_index)
         _native.call("cross_entropy_forward", x.dtype, logits, targets[rows], lse, total, *sizes)
         if need_grad:
             _native.call("cross_entropy_backward", x.dtype, one, logits, targets[rows], lse, logits, *sizes, 1)
-            torch.mm(logits[:n, :vocab_size], weight[:vocab_size], out=dx[rows])
-            _accumulate(dweight, logits[:n].T, x[rows], first=start == 0)
+            multiply(logits[:n, :vocab_size], weight[:vocab_size], dx[rows])
+            multiply(logits[:n].T, x[rows], dweight, accumulate=start > 0)
     if N == 0:
         dweight.zero_()
     per_row = one / torch.as_tensor(count, device=x.device).clamp_min(1)
     return (total / count).float(), dx, dweight, per_row
-
-
-def _accumulate(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """total = a b for the first chunk, total += a b after; total is fp32 even where a and b are bf16."""
-    if a.dtype == total.dtype:
-        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
-    elif first:
-        total.copy_(a @ b)
-    else:
-        total += a @ b
 
 
 def _fake_forward(
