@@ -128,30 +128,33 @@ class GPT2(nn.Module):
         self.check_tokens(idx)
         if targets is not None:
             _check_targets(targets, idx)
-        y = self.hidden(idx, dropout=self.config.dropout if self.training else 0.0)
+        V = self.config.vocab_size
+        h, head = ops.tied_embedding(idx, self.wte.weight, self.wpe.weight, vocab_size=V)
+        y = self.layers(h, dropout=self.config.dropout if self.training else 0.0)
         if targets is None:
-            return self.logits(y).view(*idx.shape, self.config.vocab_size), None
-        return None, ops.linear_cross_entropy(
-            y, self.wte.weight, targets.reshape(-1), vocab_size=self.config.vocab_size
-        )
+            return ops.matmul(y, head[:V].t()).view(*idx.shape, V), None
+        return None, ops.linear_cross_entropy(y, head, targets.reshape(-1), vocab_size=V)
 
-    def hidden(self, idx: Tensor, dropout: float = 0.0, cache: KVCache | None = None) -> Tensor:
-        """The final layernorm's output (B*T, C) for idx (B,T), whose first position is cache.length with a cache.
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The final layernorm's output (B*T, C) for idx (B,T), whose first position is cache.length with a cache."""
+        start = 0 if cache is None else cache.length
+        return self.layers(ops.embedding(idx, self.wte.weight, self.wpe.weight, start, self.config.vocab_size), cache)
+
+    def layers(self, h: Tensor, cache: KVCache | None = None, dropout: float = 0.0) -> Tensor:
+        """All blocks and the final layernorm, (B*T, C), on the embeddings h (B,T,C).
 
         dropout: probability of all three kinds of dropout, 0 for none.
         """
-        eps, blocks = self.config.layer_norm_epsilon, list(self.h)
-        start = 0 if cache is None else cache.length
-        h = ops.embedding(idx, self.wte.weight, self.wpe.weight, start, self.config.vocab_size)
+        eps, blocks, shape = self.config.layer_norm_epsilon, list(self.h), h.shape[:2]
         h = h.view(-1, self.config.n_embd)
         seeds: list[Tensor | None] = [None] * len(blocks)
         if dropout:
             h = F.dropout(h, dropout)
-            seeds = list(_attention_seeds(len(blocks), idx.device))
+            seeds = list(_attention_seeds(len(blocks), h.device))
         norm = blocks[0].ln_1
         y = ops.layernorm(h, norm.weight, norm.bias, eps)
         for i, block in enumerate(blocks):
-            x = block.attn(y, idx.shape, None if cache is None else cache.layers[i], dropout, seeds[i])
+            x = block.attn(y, shape, None if cache is None else cache.layers[i], dropout, seeds[i])
             if dropout:
                 x = F.dropout(x, dropout)
             h, y = ops.residual_layernorm(x, h, block.ln_2.weight, block.ln_2.bias, eps)

@@ -68,7 +68,7 @@ WORK = (
     Work("embedding_forward", "embedding fwd", "B8 T1024 C768",
          N * C, (2 * N + P) * HALF * C + 8 * N, "N C; rows of wte, wpe, x"),
     Work("embedding_backward", "embedding bwd", "B8 T1024 C768",
-         2 * N * C, 2 * HALF * N * C + 4 * C * (V + N + 2 * P), "2 N C; dx twice; dwte, dwpe zeroed and filled"),
+         2 * N * C, 2 * HALF * N * C + 4 * C * (2 * N + 2 * P), "2 N C; dx twice; dwte's rows, dwpe twice"),
     Work("adamw", "AdamW", "124,439,808 parameters",
          15 * PARAMETERS, (3 * HALF + 16) * PARAMETERS, "15 n; param twice, grad, m twice, v twice"),
     Work("grad_norm", "grad norm", "124,439,808 parameters",

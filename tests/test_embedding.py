@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt2c import ops
 
-forward, backward = torch.ops.gpt2c.embedding_forward.default, torch.ops.gpt2c.embedding_backward.default
+forward, backward = torch.ops.gpt2c.embedding_forward.default, torch.ops.gpt2c.embedding_backward_.default
 
 
 def check(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0) -> None:
@@ -76,7 +76,7 @@ def test_weights_may_change_before_the_backward(backend: str) -> None:
 
 def test_bad_ids_in_the_backward(backend: str) -> None:
     with pytest.raises(IndexError, match=r"embedding_backward: idx\[0, 1\] is out of range"):
-        backward(randn(1, 2, 4), torch.tensor([[0, 9]]), 9, 5, 0)
+        backward(randn(1, 2, 4), torch.tensor([[0, 9]]), randn(9, 4), 5, 0)
 
 
 def test_nan_is_seen(backend: str) -> None:
@@ -107,6 +107,34 @@ def test_double_use(backend: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tied(backend: str, dtype: torch.dtype) -> None:
+    """wte's gradients as embedding and as head become one."""
+    idx = torch.randint(0, 9, (3, 7))
+
+    def run(wte: torch.Tensor, wpe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, head = ops.tied_embedding(idx, wte, wpe)
+        return x, head * 2
+
+    def reference(wte: torch.Tensor, wpe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return ops.embedding_reference(idx, wte, wpe), wte * 2
+
+    given = {"wte": randn(9, 130, dtype=dtype), "wpe": randn(7, 130, dtype=dtype)}
+    check_op("embedding", run, reference, given)
+    check_op(
+        "embedding", lambda *args: run(*args)[0], lambda wte, wpe: reference(wte, wpe)[0], given
+    )  # head has no gradient
+
+
+def test_tied_needs_no_second_matrix(backend: str) -> None:
+    wte, dhead = randn(9, 4).requires_grad_(), randn(9, 4)
+    expected = dhead.clone()
+    expected[2] += 1
+    x, head = ops.tied_embedding(torch.tensor([[2]]), wte, randn(1, 4))
+    (dwte,) = torch.autograd.grad((x, head), wte, (torch.ones_like(x), dhead))
+    assert torch.equal(dwte, expected) and dwte.data_ptr() == dhead.data_ptr()
+
+
 def test_deterministic(backend: str) -> None:
     idx, wte, wpe = torch.randint(0, 9, (3, 301)), randn(9, 130), randn(301, 130)
     check_deterministic(lambda: with_grads(lambda wte, wpe: ops.embedding(idx, wte, wpe), wte, wpe))
@@ -114,7 +142,7 @@ def test_deterministic(backend: str) -> None:
 
 def test_opcheck(backend: str) -> None:
     idx, wte, wpe = torch.randint(0, 9, (2, 3)), randn(9, 4), randn(5, 4)
-    opcheck(backward, randn(2, 3, 4), idx, 9, 5, 1)
+    opcheck(backward, randn(2, 3, 4), idx, randn(9, 4), 5, 1)
     for grad in (False, True):
         opcheck(forward, idx, wte.requires_grad_(grad), wpe.requires_grad_(grad), 1, 9)
 

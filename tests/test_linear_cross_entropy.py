@@ -190,3 +190,17 @@ def test_no_second_derivative() -> None:
     (dx,) = torch.autograd.grad(ops.linear_cross_entropy(x, given["weight"], targets) ** 2, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.square().sum().backward()
+
+
+def test_backward_again(backend: str) -> None:
+    """The first backward gives its gradients away; a second one has to compute them again."""
+    given, targets = problem(300, 8, 33)
+    leaves = [t.requires_grad_() for t in given.values()]
+    loss = ops.linear_cross_entropy(*leaves, targets)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    copies = [t.clone() for t in first]
+    for t in first:
+        t.zero_()
+    second = torch.autograd.grad(loss, leaves)
+    for a, b in zip(copies, second, strict=True):
+        assert torch.equal(a, b)

@@ -41,13 +41,10 @@ int64_t embedding_backward(DType dtype, const int64_t* idx, const int64_t*, cons
     const int64_t bad = first_out_of_range(idx, B * T, V);
     if (bad >= 0) return bad;
     constexpr int64_t kZeros = 1 << 16, kColumns = 64;
-    const int64_t sizes[2] = {V * C, P * C};
-    float* outs[2] = {dwte, dwpe};
-    for (int i = 0; i < 2; ++i)
-        parallel_for((sizes[i] + kZeros - 1) / kZeros, threads, [&](int64_t task) {
-            const int64_t left = sizes[i] - task * kZeros;
-            __builtin_memset(outs[i] + task * kZeros, 0, sizeof(float) * (left < kZeros ? left : kZeros));
-        });
+    parallel_for((P * C + kZeros - 1) / kZeros, threads, [&](int64_t task) {
+        const int64_t left = P * C - task * kZeros;
+        __builtin_memset(dwpe + task * kZeros, 0, sizeof(float) * (left < kZeros ? left : kZeros));
+    });
     dispatch(dtype, [&](auto t) {
         using E = decltype(t);
         const auto* dx_ = static_cast<const E*>(dx);

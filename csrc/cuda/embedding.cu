@@ -57,7 +57,11 @@ __global__ void __launch_bounds__(kWarp* kTokenWarps)
 #pragma unroll
         for (int i = 0; i < V; ++i) sum[i] += more[i];
     }
-    store_floats<V>(vector_at<V>(dwte, id * (C / V) + column), sum);
+    float* to = vector_at<V>(dwte, id * (C / V) + column);
+    const Floats<V> before = load_floats<V>(to);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum[i] += before[i];
+    store_floats<V>(to, sum);
 }
 
 template <class T, int V>
@@ -98,7 +102,6 @@ int64_t embedding_forward(DType dtype, const int64_t* idx, const void* wte, cons
 
 int64_t embedding_backward(DType dtype, const int64_t* idx, const int64_t* order, const void* dx, float* dwte,
                            float* dwpe, int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start, int) {
-    fill_zero("embedding_backward", dwte, V * C * sizeof(float));
     fill_zero("embedding_backward", dwpe, P * C * sizeof(float));
     if (!C || !B) return -1;
     dispatch(dtype, [&](auto t) {

@@ -3,7 +3,7 @@
 from gpt2c.ops.adamw import adamw_, adamw_reference
 from gpt2c.ops.attention import attention, attention_reference
 from gpt2c.ops.cross_entropy import cross_entropy, cross_entropy_reference
-from gpt2c.ops.embedding import embedding, embedding_reference
+from gpt2c.ops.embedding import embedding, embedding_reference, tied_embedding
 from gpt2c.ops.gelu import bias_gelu, bias_gelu_reference, gelu, gelu_reference
 from gpt2c.ops.grad_norm import grad_norm, grad_norm_reference
 from gpt2c.ops.layernorm import (
@@ -38,4 +38,5 @@ __all__ = [
     "matmul_reference",
     "residual_layernorm",
     "residual_layernorm_reference",
+    "tied_embedding",
 ]

@@ -68,18 +68,34 @@ def _check_positions(op: str, idx: Tensor, start: int, P: int) -> None:
         raise IndexError(f"{op}: positions {start} to {end - 1}, expected them in [0, {P}) as wpe has it")
 
 
-def _check_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> None:
+def tied_embedding(
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(embedding(idx, wte, wpe, start, vocab_size), head), where head is wte, for the product with the head.
+
+    wte's two gradients then meet here: the embedding's rows are added in place to the gradient that arrives for head,
+    a tensor that must be the head's own. Autograd alone would make a second matrix of wte's size, zero it and add both.
+    """
+    return _TiedEmbedding.apply(idx, wte, wpe, start, vocab_size)
+
+
+def _check_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> None:
     check_dims("embedding_backward", "idx", idx, "B T")
     check_dims("embedding_backward", "dx", dx, "B T C")
+    check_dims("embedding_backward", "dwte", dwte, "V C")
     check_tensors("embedding_backward", dx=dx)
+    check_tensors("embedding_backward", torch.float32, dwte=dwte)
     check_integers("embedding_backward", "idx", idx, dx)
     check_shape("embedding_backward", "dx", dx, (*idx.shape, dx.shape[2]))
+    check_shape("embedding_backward", "dwte", dwte, (dwte.shape[0], dx.shape[2]))
+    if not dwte.is_contiguous():
+        raise ValueError(f"embedding_backward: dwte has strides {dwte.stride()}, expected it contiguous")
     _check_positions("embedding_backward", idx, start, P)
 
 
-def _run_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> tuple[Tensor, Tensor]:
+def _run_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> Tensor:
     B, T, C = dx.shape
-    dwte = torch.empty(V, C, dtype=torch.float32, device=dx.device)
+    V = dwte.shape[0]
     dwpe = torch.empty(P, C, dtype=torch.float32, device=dx.device)
     bad = _native.call(
         "embedding_backward", dx.dtype, idx.contiguous(), _native.stable_order(idx), dx.contiguous(), dwte, dwpe,
@@ -87,11 +103,11 @@ def _run_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> tuple[
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"embedding_backward: idx[{bad // T}, {bad % T}] is out of range, expected ids in [0, {V})")
-    return dwte.to(dx.dtype), dwpe.to(dx.dtype)
+    return dwpe.to(dx.dtype)
 
 
-def _fake_backward(dx: Tensor, idx: Tensor, V: int, P: int, start: int) -> tuple[Tensor, Tensor]:
-    return dx.new_empty(V, dx.shape[2]), dx.new_empty(P, dx.shape[2])
+def _fake_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> Tensor:
+    return dx.new_empty(P, dx.shape[2])
 
 
 class _Embedding(torch.autograd.Function):
@@ -104,8 +120,25 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx):
         (idx,) = ctx.saved_tensors
-        dwte, dwpe = _backward(dx, idx, *ctx.settings)
-        return None, dwte, dwpe, None, None
+        V, P, start = ctx.settings
+        dwte = torch.zeros(V, dx.shape[2], dtype=torch.float32, device=dx.device)
+        dwpe = _backward_(dx, idx, dwte, P, start)
+        return None, dwte.to(dx.dtype), dwpe, None, None
+
+
+class _TiedEmbedding(_Embedding):
+    @staticmethod
+    def forward(ctx, idx, wte, wpe, start, vocab_size):
+        return _Embedding.forward(ctx, idx, wte, wpe, start, vocab_size), wte.view_as(wte)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dx, dhead):
+        (idx,) = ctx.saved_tensors
+        _, P, start = ctx.settings
+        dwte = dhead.float().contiguous()  # dhead itself, if it is fp32
+        dwpe = _backward_(dx, idx, dwte, P, start)
+        return None, dwte.to(dx.dtype), dwpe, None, None
 
 
 _forward = define(
@@ -115,8 +148,8 @@ _forward = define(
     _fake_forward,
     _Embedding,
 )
-_backward = define(
-    "embedding_backward(Tensor dx, Tensor idx, int V, int P, int start) -> (Tensor dwte, Tensor dwpe)",
+_backward_ = define(
+    "embedding_backward_(Tensor dx, Tensor idx, Tensor(a!) dwte, int P, int start) -> Tensor dwpe",
     _check_backward,
     _run_backward,
     _fake_backward,

@@ -5,9 +5,10 @@
 Rows are taken a chunk at a time: logits = x_chunk weight^T (gpt2c/ops/matmul.py), then their softmax, loss and
 gradient in place (csrc/cpu/cross_entropy.cpp), then dx_chunk = dlogits weight and dweight += dlogits^T x_chunk. So
 the gradients are ready when the loss is, nothing is computed twice, and memory holds one chunk of logits (Hsu et al.,
-"Liger Kernel", 2024, section 3.2, has the same idea). They are of the sum over rows: the backward divides by the number
-of rows together with its multiplication by dloss, in fp32, since probabilities over that number vanish in fp16, and the
-dloss that lifts them (65536 by custom) is beyond it.
+"Liger Kernel", 2024, section 3.2, has the same idea). The backward hands them on, multiplied in place by dloss, and
+computes them again if it is run again. In fp16 they are of the sum over rows, and divided by their number together
+with the multiplication by dloss, in fp32: probabilities over that number vanish in fp16, and the dloss that lifts them
+(65536 by custom) is beyond it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def linear_cross_entropy(
 
     x (N, C), weight (Vp, C) fp32, bf16 or, on CUDA, fp16; targets (N) int64, each in [0, vocab_size) or ignore_index.
     Only the first vocab_size rows of weight (all of them for None) are classes; the others, padding, get zero gradient.
-    Returns the loss, 0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range, ValueError
-    or TypeError for a wrong shape, dtype or device.
+    Returns the loss, 0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range,
+    ValueError or TypeError for a wrong shape, dtype or device.
     """
     need_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return _forward(x, weight, targets, ignore_index, vocab_size, need_grad)[0]
@@ -69,6 +70,8 @@ def _run_forward(
     lse = torch.empty(len(logits), dtype=torch.float64, device=x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     one = torch.ones((), dtype=torch.float32, device=x.device)
+    per_row = one / torch.as_tensor(count, device=x.device).clamp_min(1)
+    now, later = (one, per_row) if x.dtype == torch.float16 else (per_row, one)
     for start in range(0, N, CHUNK_ROWS):
         rows = slice(start, min(start + CHUNK_ROWS, N))
         n = rows.stop - start
@@ -76,13 +79,12 @@ def _run_forward(
         sizes = (n, vocab_size, Vp, ignore_index)
         _native.call("cross_entropy_forward", x.dtype, logits, targets[rows], lse, total, *sizes)
         if need_grad:
-            _native.call("cross_entropy_backward", x.dtype, one, logits, targets[rows], lse, logits, *sizes, 1)
+            _native.call("cross_entropy_backward", x.dtype, now, logits, targets[rows], lse, logits, *sizes, 1)
             multiply(logits[:n, :vocab_size], weight[:vocab_size], dx[rows])
             multiply(logits[:n].T, x[rows], dweight, accumulate=start > 0)
     if N == 0:
         dweight.zero_()
-    per_row = one / torch.as_tensor(count, device=x.device).clamp_min(1)
-    return (total / count).float(), dx, dweight, per_row
+    return (total / count).float(), dx, dweight, later
 
 
 def _fake_forward(
@@ -94,25 +96,37 @@ def _fake_forward(
     return loss, dx, dweight, torch.empty_like(loss)
 
 
+def _scale(x: Tensor, scale: Tensor) -> Tensor:
+    """x * scale, in x's place."""
+    if type(x) is not Tensor:  # torch.compile's tracing, which cannot tell that nobody else sees x
+        return (x.float() * scale).to(x.dtype)
+    if scale.device.type == "cpu" and float(scale) == 1:  # a GPU would be waited for
+        return x
+    return x.mul_(scale) if x.dtype == scale.dtype else x.copy_(x.float() * scale)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, ignore_index, vocab_size, need_grad):
-        loss, dx, dweight, per_row = _forward(x, weight, targets, ignore_index, vocab_size, True)
-        ctx.save_for_backward(dx, dweight, per_row)
-        ctx.mark_non_differentiable(dx, dweight, per_row)
-        return loss, dx, dweight, per_row
+        loss, *gradients = _forward(x, weight, targets, ignore_index, vocab_size, True)
+        ctx.save_for_backward(x, weight, targets)
+        ctx.settings = ignore_index, vocab_size, True
+        ctx.gradients = gradients
+        ctx.mark_non_differentiable(*gradients)
+        return loss, *gradients
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dloss, _dx, _dweight, _per_row):
-        dx, dweight, per_row = ctx.saved_tensors
-        scale = dloss * per_row
-        return (dx.float() * scale).to(dx.dtype), (dweight * scale).to(dx.dtype), None, None, None, None
+    def backward(ctx, dloss, _dx, _dweight, _later):
+        dx, dweight, later = ctx.gradients or _forward(*ctx.saved_tensors, *ctx.settings)[1:]
+        ctx.gradients = None  # they are the receiver's from here on
+        scale = dloss * later
+        return _scale(dx, scale), _scale(dweight, scale).to(dx.dtype), None, None, None, None
 
 
 _forward = define(
     "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int? vocab_size,"
-    " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight, Tensor per_row)",
+    " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight, Tensor later)",
     _check_forward,
     _run_forward,
     _fake_forward,
