@@ -113,6 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.settings = ignore_index, vocab_size, True
         ctx.gradients = gradients
         ctx.mark_non_differentiable(*gradients)
+        ctx.set_materialize_grads(False)  # else zeros of their sizes would be made for the backward
         return loss, *gradients
 
     @staticmethod
