@@ -1,10 +1,9 @@
 """GPT-2 (Radford et al. 2019) over the ops of gpt2c.ops, reading top to bottom.
 
-Shapes: B batch, T tokens, C width, H heads, D head dimension, V vocabulary, Vp padded vocabulary, N = B*T. Inside the
-model everything is an (N,C) matrix; only attention sees (B,H,T,D), as strided views of the (N,3C) product.
+Shapes: B batch, T tokens, C width, H heads, D head dimension, V vocabulary, Vp padded vocabulary.
 
-The residual stream h and the layernorm after it are one op: every branch hands back its output x, and
-(h, y) = residual_layernorm(x, h) adds it to the stream and normalises for the next branch.
+The residual stream h and the layernorm after it are one pass: every layer hands back its last branch x and the stream h
+that it belongs to, and the next one adds them up while it normalises (gpt2c/ops/block.py).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from gpt2c import ops, pretrained
 from gpt2c.config import GPT2Config
-from gpt2c.generate import KVCache, LayerCache, generate, stream
+from gpt2c.generate import KVCache, generate, stream
 
 # Standard deviation of the initial weights: 0.02, as in GPT (Radford et al. 2018) and OpenAI's released code of GPT-2
 # (src/model.py). That code draws wpe with 0.01; 0.02 is used here, as in Hugging Face's GPT-2 (initializer_range).
@@ -36,15 +35,15 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x W + b, W (in, out), the layout of GPT-2's released weights. std: of the initial W; b starts at 0."""
+    """Holds weight W (in, out), the layout of GPT-2's released weights, and bias (out), of y = x W + b.
+
+    std: of the initial W; b starts at 0.
+    """
 
     def __init__(self, n_in: int, n_out: int, std: float = INIT_STD) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_in, n_out).normal_(std=std))
         self.bias = nn.Parameter(torch.zeros(n_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.matmul(x, self.weight, self.bias)
 
 
 class Embedding(nn.Module):
@@ -58,40 +57,25 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: o = softmax(Q K^T / sqrt(D)) V per head, between the two projections."""
+    """Holds the two projections around causal self-attention."""
 
     def __init__(self, config: GPT2Config, residual_std: float) -> None:
         super().__init__()
-        self.n_head, self.head_dim = config.n_head, config.head_dim
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd, residual_std)
 
-    def forward(
-        self, y: Tensor, shape: torch.Size, cache: LayerCache | None, dropout: float, seed: Tensor | None
-    ) -> Tensor:
-        # Splitting whole heads makes Q, K and V three views, and the backward a single concatenation.
-        qkv = self.c_attn(y).view(*shape, 3 * self.n_head, self.head_dim)
-        q, k, v = (part.transpose(1, 2) for part in qkv.split(self.n_head, dim=2))
-        if cache is not None:
-            k, v = cache.append(k, v)
-        o = ops.attention(q, k, v, causal=True, dropout_p=dropout, seed=seed)
-        return self.c_proj(o.transpose(1, 2).reshape(y.shape))  # a view: o lies in memory as (B,T,H,D)
-
 
 class MLP(nn.Module):
-    """gelu(y W1 + b1) W2 + b2 with the hidden width 4C; b1 is added by the gelu's kernel."""
+    """Holds the two projections around the gelu, with the hidden width 4C."""
 
     def __init__(self, config: GPT2Config, residual_std: float) -> None:
         super().__init__()
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, residual_std)
 
-    def forward(self, y: Tensor) -> Tensor:
-        return self.c_proj(ops.bias_gelu(ops.matmul(y, self.c_fc.weight), self.c_fc.bias))
-
 
 class Block(nn.Module):
-    """The parameters of one layer; GPT2's forward runs it, since the residual stream crosses the blocks' borders."""
+    """The parameters of one layer, whose arithmetic is ops.block."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -102,13 +86,22 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd)
         self.mlp = MLP(config, residual_std)
 
+    def weights(self) -> ops.BlockWeights:
+        parts = (self.ln_1, self.attn.c_attn, self.attn.c_proj, self.ln_2, self.mlp.c_fc, self.mlp.c_proj)
+        return ops.BlockWeights(*(p for part in parts for p in (part.weight, part.bias)))
+
 
 class GPT2(nn.Module):
     """GPT-2 with tied embeddings; parameters are named and laid out as in Hugging Face's, without `transformer.`.
 
     wte.weight has config.padded_vocab_size rows; the padding is zero, gets no gradient and shows nowhere else.
     Activations have the parameters' dtype (fp32 or bf16, on CUDA also fp16), losses are fp32.
+
+    recompute: whether training keeps only each layer's input and computes the rest again in the backward: C floats a
+    token and layer instead of 10 C, for a third more arithmetic in the forward's share, a fifth to a quarter in all.
     """
+
+    recompute = False
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -140,30 +133,26 @@ class GPT2(nn.Module):
         start = 0 if cache is None else cache.length
         return self.layers(ops.embedding(idx, self.wte.weight, self.wpe.weight, start, self.config.vocab_size), cache)
 
-    def layers(self, h: Tensor, cache: KVCache | None = None, dropout: float = 0.0) -> Tensor:
-        """All blocks and the final layernorm, (B*T, C), on the embeddings h (B,T,C).
+    def layers(self, x: Tensor, cache: KVCache | None = None, dropout: float = 0.0) -> Tensor:
+        """All blocks and the final layernorm, (B*T, C), on the embeddings x (B,T,C).
 
         dropout: probability of all three kinds of dropout, 0 for none.
         """
-        eps, blocks, shape = self.config.layer_norm_epsilon, list(self.h), h.shape[:2]
-        h = h.view(-1, self.config.n_embd)
-        seeds: list[Tensor | None] = [None] * len(blocks)
+        config = self.config
+        seeds: list[Tensor | None] = [None] * len(self.h)
+        x, h = F.dropout(x, dropout) if dropout else x, None
         if dropout:
-            h = F.dropout(h, dropout)
-            seeds = list(_attention_seeds(len(blocks), h.device))
-        norm = blocks[0].ln_1
-        y = ops.layernorm(h, norm.weight, norm.bias, eps)
-        for i, block in enumerate(blocks):
-            x = block.attn(y, shape, None if cache is None else cache.layers[i], dropout, seeds[i])
-            if dropout:
-                x = F.dropout(x, dropout)
-            h, y = ops.residual_layernorm(x, h, block.ln_2.weight, block.ln_2.bias, eps)
-            x = block.mlp(y)
-            if dropout:
-                x = F.dropout(x, dropout)
-            norm = blocks[i + 1].ln_1 if i + 1 < len(blocks) else self.ln_f
-            h, y = ops.residual_layernorm(x, h, norm.weight, norm.bias, eps)
-        return y
+            seeds = list(_attention_seeds(len(self.h), x.device))
+        for i, layer in enumerate(self.h):
+            settings = layer.weights(), config.n_head, config.layer_norm_epsilon
+            if cache is not None:
+                x, h = ops.cached_block(x, h, *settings, cache.layers[i])
+            else:
+                x, h = ops.block(x, h, *settings, dropout, seeds[i], self.recompute)
+        norm = self.ln_f
+        return ops.residual_layernorm(x, h, norm.weight, norm.bias, config.layer_norm_epsilon)[1].view(
+            -1, config.n_embd
+        )
 
     def logits(self, y: Tensor) -> Tensor:
         """y (N,C) times the token embedding's V rows: (N,V), the padding left out."""

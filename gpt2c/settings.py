@@ -52,6 +52,8 @@ class TrainConfig:
     """Windows in one micro-step, B."""
     accumulation: int = 1
     """Micro-steps per optimizer step: an effective batch of batch_size * accumulation windows, in the memory of one."""
+    recompute: bool = False
+    """Keep less for the backward and compute it again: a tenth of the activations' memory, a fifth more time."""
     lr: float = 1e-3
     """Peak learning rate, reached after the warm-up."""
     min_lr: float = 1e-4

@@ -114,6 +114,7 @@ def open_training(config: TrainConfig, resume: bool) -> Training:
     model = GPT2.from_pretrained(last).train() if last else GPT2(model_config)
     if model.config != model_config:
         raise UserError(f"{last} holds a model of {model.config}, expected {model_config} as {run.folder} records")
+    model.recompute = config.recompute
     optimizer = make_optimizer(model, config)
     if last:
         checkpoint.restore(last, model, optimizer)

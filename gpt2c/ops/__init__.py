@@ -2,6 +2,8 @@
 
 from gpt2c.ops.adamw import adamw_, adamw_reference
 from gpt2c.ops.attention import attention, attention_reference
+from gpt2c.ops.block import Weights as BlockWeights
+from gpt2c.ops.block import block, block_reference, cached_block
 from gpt2c.ops.cross_entropy import cross_entropy, cross_entropy_reference
 from gpt2c.ops.embedding import embedding, embedding_reference, tied_embedding
 from gpt2c.ops.gelu import bias_gelu, bias_gelu_reference, gelu, gelu_reference
@@ -16,12 +18,16 @@ from gpt2c.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_en
 from gpt2c.ops.matmul import matmul, matmul_reference
 
 __all__ = [
+    "BlockWeights",
     "adamw_",
     "adamw_reference",
     "attention",
     "attention_reference",
     "bias_gelu",
     "bias_gelu_reference",
+    "block",
+    "block_reference",
+    "cached_block",
     "cross_entropy",
     "cross_entropy_reference",
     "embedding",

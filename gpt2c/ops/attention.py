@@ -115,12 +115,12 @@ def _strides(*tensors: Tensor) -> list[tuple[int, ...]]:
     return [t.stride()[:3] for t in tensors]
 
 
-def _empty_heads(like: Tensor) -> Tensor:
+def empty_heads(like: Tensor) -> Tensor:
     """An empty tensor of the shape (B, H, T, D), laid out as (B, T, H, D), which the next layer reads as (B, T, C)."""
     return torch.empty_permuted(like.shape, (0, 2, 1, 3), dtype=like.dtype, device=like.device)
 
 
-def _run_forward(
+def run_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     q, k, v = _dense_rows(q, k, v)
@@ -135,7 +135,7 @@ def _run_forward(
 def _fake_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _empty_heads(q), torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
+    return empty_heads(q), torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
 
 
 def _check_backward(
@@ -151,25 +151,33 @@ def _check_backward(
     check_shape(op, "lse", lse, tuple(q.shape[:3]))
 
 
-def _run_backward(
+def run_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
     causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    do, q, k, v, o = _dense_rows(do, q, k, v, o)
     grads = _fake_backward(do, q, k, v, o, lse, causal, scale, dropout_p, seed)
+    backward_into(grads, do, q, k, v, o, lse, causal, scale, dropout_p, seed)
+    return grads
+
+
+def backward_into(
+    grads: tuple[Tensor, Tensor, Tensor], do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
+    causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None,
+) -> None:  # fmt: skip
+    """Writes dq, dk and dv to grads, of any strides with a dense last dimension; all have been checked."""
+    do, q, k, v, o = _dense_rows(do, q, k, v, o)
     shape = _shape(q, k, causal, scale, dropout_p, seed)
     _native.call(
         "attention_backward", shape, do, q, k, v, o, lse.contiguous(), *grads, *_strides(do, q, k, v, o, *grads),
         _native.workspace(q, 4 * lse.numel()),
     )  # fmt: skip
-    return grads
 
 
 def _fake_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor,
     causal: bool, scale: float | None, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _empty_heads(q), _empty_heads(k), _empty_heads(v)
+    return empty_heads(q), empty_heads(k), empty_heads(v)
 
 
 class _Attention(torch.autograd.Function):
@@ -191,7 +199,7 @@ _forward = define(
     "attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float? scale, float dropout_p, Tensor? seed)"
     " -> (Tensor o, Tensor lse)",
     _check_forward,
-    _run_forward,
+    run_forward,
     _fake_forward,
     _Attention,
 )
@@ -199,6 +207,6 @@ _backward = define(
     "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float? scale,"
     " float dropout_p, Tensor? seed) -> (Tensor dq, Tensor dk, Tensor dv)",
     _check_backward,
-    _run_backward,
+    run_backward,
     _fake_backward,
 )

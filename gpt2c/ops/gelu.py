@@ -58,7 +58,7 @@ def _rows_and_columns(x: Tensor) -> tuple[int, int]:
     return (x.numel() // C if C else 0), C
 
 
-def _run_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+def run_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     y = _fake_forward(x, bias, approximate)
     bias = None if bias is None else bias.contiguous()
     _native.call("gelu_forward", x.dtype, x.contiguous(), bias, y, *_rows_and_columns(x), approximate == "none")
@@ -75,7 +75,7 @@ def _check_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str
     check_shape("gelu_backward", "dy", dy, tuple(x.shape))
 
 
-def _run_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
+def run_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
     dx, dbias = _fake_backward(dy, x, bias, approximate)
     N, C = _rows_and_columns(x)
     _native.call(
@@ -107,13 +107,13 @@ class _Gelu(torch.autograd.Function):
 _forward = define(
     "gelu_forward(Tensor x, Tensor? bias, str approximate) -> Tensor",
     _check_forward,
-    _run_forward,
+    run_forward,
     _fake_forward,
     _Gelu,
 )
 _backward = define(
     "gelu_backward(Tensor dy, Tensor x, Tensor? bias, str approximate) -> (Tensor dx, Tensor dbias)",
     _check_backward,
-    _run_backward,
+    run_backward,
     _fake_backward,
 )

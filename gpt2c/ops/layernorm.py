@@ -63,7 +63,7 @@ def _check_forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Ten
         check_shape("layernorm", "residual", residual, tuple(x.shape))
 
 
-def _run_forward(
+def run_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if residual is not None:
@@ -100,7 +100,7 @@ def _check_backward(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, me
         check_shape("layernorm_backward", "dh", dh, tuple(h.shape))
 
 
-def _run_backward(
+def run_backward(
     dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     if dh is not None:
@@ -146,7 +146,7 @@ _forward = define(
     "layernorm_forward(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps)"
     " -> (Tensor h, Tensor y, Tensor mean, Tensor rstd)",
     _check_forward,
-    _run_forward,
+    run_forward,
     _fake_forward,
     _Layernorm,
 )
@@ -154,6 +154,6 @@ _backward = define(
     "layernorm_backward(Tensor dy, Tensor? dh, Tensor h, Tensor weight, Tensor mean, Tensor rstd)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
     _check_backward,
-    _run_backward,
+    run_backward,
     _fake_backward,
 )
