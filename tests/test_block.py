@@ -90,6 +90,15 @@ def test_dropout(backend: str) -> None:
     assert torch.equal(dx, same)
 
 
+def test_the_seed_drops_probabilities(backend: str) -> None:
+    x, h, *weights = inputs(2, 9, 32).values()
+    found = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(0)  # of the branches' masks
+        found.append(ops.block(x, h, weights, HEADS, dropout_p=0.5, seed=torch.tensor([seed]))[1])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_expectation_with_dropout() -> None:
     x, h, *weights = inputs(2, 9, 16).values()
     weights = [w * 0.1 for w in weights]

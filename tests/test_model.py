@@ -259,21 +259,21 @@ class TestDropout:
     def test_it_is_in_all_three_places(self, monkeypatch):
         model = make_model(replace(CONFIG, dropout=0.25))
         seeds, rates = [], []
-        attention, plain_dropout = ops.attention, F.dropout
+        block, plain_dropout = ops.block, F.dropout
 
-        def spy_attention(*args, **kwargs):
-            rates.append(kwargs["dropout_p"])
-            seeds.append(kwargs["seed"].item())
-            return attention(*args, **kwargs)
+        def spy_block(x, h, weights, n_head, eps, dropout_p, seed, recompute):
+            rates.append(dropout_p)
+            seeds.append(seed.item())
+            return block(x, h, weights, n_head, eps, dropout_p, seed, recompute)
 
         def spy_dropout(x, p):
             rates.append(p)
             return plain_dropout(x, p)
 
-        monkeypatch.setattr(ops, "attention", spy_attention)
+        monkeypatch.setattr(ops, "block", spy_block)
         monkeypatch.setattr(F, "dropout", spy_dropout)
         self.losses(model, seed=0, count=1)
-        assert rates == [0.25] * (1 + 3 * CONFIG.n_layer)
+        assert rates == [0.25] * (1 + CONFIG.n_layer)
         assert len(set(seeds)) == CONFIG.n_layer
 
     def test_its_expectation_is_the_model_without_it(self):
@@ -372,3 +372,15 @@ def test_presets():
     assert (xl.n_layer, xl.n_head, xl.n_embd, xl.head_dim) == (2, 25, 1600, 64)
     with pytest.raises(ValueError, match="preset is 'gpt3', expected one of gpt2, gpt2-medium, gpt2-large, gpt2-xl"):
         GPT2Config.preset("gpt3")
+
+
+def test_recomputing_changes_no_gradient():
+    model = make_model()
+    idx, targets = make_batch()
+    grads = []
+    for model.recompute in (False, True):
+        model.zero_grad()
+        model(idx, targets)[1].backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
