@@ -55,9 +55,9 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
 
 def flags(settings: TrainConfig) -> list[str]:
     """The command line of `gpt2c train` for these settings."""
-    named = {name.replace("_", "-"): value for name, value in settings.to_dict().items()}
-    switches = [f"--{'' if value else 'no-'}{name}" for name, value in named.items() if isinstance(value, bool)]
-    return switches + [f"--{name}={value}" for name, value in named.items() if not isinstance(value, bool)]
+    named = {f"--{name.replace('_', '-')}": value for name, value in settings.to_dict().items()}
+    switches = [flag for flag, value in named.items() if value is True]
+    return switches + [f"{flag}={value}" for flag, value in named.items() if not isinstance(value, bool)]
 
 
 def environment() -> dict[str, str]:
