@@ -15,24 +15,32 @@ namespace {
 constexpr int64_t kPanel = 1 << 20;  // floats of the shared operand at a time: 4 MB
 constexpr int64_t kStripA = kRows * kRowStride, kStripB = kCols * kDepth;  // floats in a packed strip
 
-// c (kRows, kCols) = the product of two strips, + c where `add` says so.
-template <bool kDenseK>
+// c (kRows, kN vectors) = the product of two strips, + c where `add` says so.
+template <bool kDenseK, int kN>
 void tile(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, bool add) {
     constexpr int64_t kRow = kDenseK ? kRowStride : 1, kStep = kDenseK ? 1 : kRows;
-    vf sums[kRows][kVecs] = {};
+    vf sums[kRows][kN] = {};
     for (int64_t k = 0; k < depth; ++k, a += kStep, b += kCols) {
-        vf row[kVecs];
-        for (int n = 0; n < kVecs; ++n) row[n] = load(b + n * W);
+        vf row[kN];
+        for (int n = 0; n < kN; ++n) row[n] = load(b + n * W);
         for (int m = 0; m < kRows; ++m) {
             const vf value = broadcast(a[m * kRow]);
-            for (int n = 0; n < kVecs; ++n) sums[m][n] += value * row[n];
+            for (int n = 0; n < kN; ++n) sums[m][n] += value * row[n];
         }
     }
     if (add)
         for (int m = 0; m < kRows; ++m)
-            for (int n = 0; n < kVecs; ++n) sums[m][n] += load(c + m * c_stride + n * W);
+            for (int n = 0; n < kN; ++n) sums[m][n] += load(c + m * c_stride + n * W);
     for (int m = 0; m < kRows; ++m)
-        for (int n = 0; n < kVecs; ++n) store(c + m * c_stride + n * W, sums[m][n]);
+        for (int n = 0; n < kN; ++n) store(c + m * c_stride + n * W, sums[m][n]);
+}
+
+// As many vectors as `cols` needs: a third of the time saved in the last strip of 128 columns.
+template <bool kDenseK>
+void narrow_tile(int64_t cols, int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, bool add) {
+    static_assert(kVecs == 3, "one case each");
+    auto* run = cols > 2 * W ? tile<kDenseK, 3> : cols > W ? tile<kDenseK, 2> : tile<kDenseK, 1>;
+    run(depth, a, b, c, c_stride, add);
 }
 
 template <class T>
@@ -52,12 +60,14 @@ struct Product {
             for (int64_t i = 0; i < rows; ++i)
                 for_lanes(cols,
                           [&](int64_t j, auto lanes) { lanes.put(to + i * c_stride + j, lanes.get(bias + n + j)); });
-        // The lines of c arrive while the tile is computed: 170 -> 195 GFLOP/s at 1024x768x3072.
-        for (int64_t i = 0; i < rows; ++i)
-            for (int64_t j = 0; j < cols; j += 16) __builtin_prefetch(to + i * c_stride + j, 1);
-        if (rows == kRows && cols == kCols) return any_tile(depth, strip_a, strip_b, to, c_stride, add);
+        if (rows == kRows && cols % W == 0) {
+            // The lines of c arrive while the tile is computed: 170 -> 195 GFLOP/s at 1024x768x3072.
+            for (int64_t i = 0; i < kRows; ++i)
+                for (int64_t j = 0; j < cols; j += 16) __builtin_prefetch(to + i * c_stride + j, 1);
+            return any_tile(cols, depth, strip_a, strip_b, to, c_stride, add);
+        }
         float part[kRows * kCols];
-        any_tile(depth, strip_a, strip_b, part, kCols, false);
+        any_tile(cols, depth, strip_a, strip_b, part, kCols, false);
         for (int64_t i = 0; i < rows; ++i)
             for_lanes(cols, [&](int64_t j, auto lanes) {
                 const vf sum = lanes.get(part + i * kCols + j);
@@ -66,9 +76,10 @@ struct Product {
     }
 
  private:
-    void any_tile(int64_t depth, const float* strip_a, const float* strip_b, float* to, int64_t stride,
+    void any_tile(int64_t cols, int64_t depth, const float* strip_a, const float* strip_b, float* to, int64_t stride,
                   bool add) const {
-        (a.k_stride == 1 ? tile<true> : tile<false>)(depth, strip_a, strip_b, to, stride, add);
+        auto* run = a.k_stride == 1 ? narrow_tile<true> : narrow_tile<false>;
+        run(cols, depth, strip_a, strip_b, to, stride, add);
     }
 };
 
