@@ -1,0 +1,78 @@
+"""What all benchmarks share: their flags, and what happens with what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2c.bench import machine
+from gpt2c.bench.floors import measure_floors
+from gpt2c.bench.report import Report
+from gpt2c.errors import UserError
+from gpt2c.files import writing
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The flags of every benchmark."""
+
+    threads: int | None = None
+    """Threads of each side; as many as torch takes if not given."""
+    json: Path | None = None
+    """Write everything that was measured to this file."""
+    plots: Path | None = None
+    """Draw pictures (PNG) into this folder."""
+    quick: bool = False
+    """Sizes so small that it takes seconds and the numbers mean nothing: to see whether it runs."""
+
+    def run(self) -> int:
+        """Measure, print, write what was asked for. Returns 0: a benchmark neither passes nor fails."""
+        report = self.report()
+        print(f"\n{report.plain()}", flush=True)
+        return 0
+
+    def report(self) -> Report:
+        """Measure, and write what was asked for."""
+        threads = torch.get_num_threads() if self.threads is None else self.threads
+        if threads < 1:
+            raise UserError(f"--threads is {threads}, expected at least 1")
+        with using_threads(threads):
+            report = Report(machine.describe(threads), measure_floors(cold=self.is_cold, quick=self.quick))
+            self.measure(report, threads)
+        if self.json is not None:
+            report.write_json(self.json)
+        if self.plots is not None:
+            with writing(self.plots):
+                self.plots.mkdir(parents=True, exist_ok=True)
+                for name, png in self.draw(report).items():
+                    (self.plots / name).write_bytes(png)
+                    print(f"written: {self.plots / name}", flush=True)
+        return report
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether caches are emptied before each call."""
+        return False
+
+    def measure(self, report: Report, threads: int) -> None:
+        """Fill the report's results, tables and notes."""
+        raise NotImplementedError
+
+    def draw(self, report: Report) -> dict[str, bytes]:
+        """PNGs by file name."""
+        raise NotImplementedError
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """torch's number of threads, which is the kernels' too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
