@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2c.bench.floors import Floors
+from gpt2c.bench.report import duration
 from gpt2c.bench.timing import CPU, Call, Timing, interleaved, repeats_within
 from gpt2c.errors import reason
 
@@ -71,6 +72,10 @@ class Measured:
     def of_floor(self) -> float:
         return self.floor / self.ours
 
+    def __str__(self) -> str:
+        times = ", ".join(f"{name} {duration(taken.median)}" for name, taken in self.seconds.items())
+        return f"{self.op} {self.way}, {self.label}: {times}"
+
     def to_dict(self) -> dict:
         """As JSON can hold it."""
         return {**dataclasses.asdict(self), "of_floor": self.of_floor, "ratios": self.ratios}
@@ -81,7 +86,7 @@ class Effort:
     """How long a case is measured: for about `seconds`, in `least` to `most` rounds; cold: with cold caches."""
 
     seconds: float = 1.5
-    least: int = 5
+    least: int = 3
     most: int = 100
     cold: bool = False
     calls: int = 1

@@ -98,7 +98,7 @@ def threads(report: Report, results: list[dict]) -> bytes:
     figure, (ax,) = panels(1, (8, 1.5 + 0.28 * len(keys)))
     gains: dict[str, list[float | None]] = {}
     for side in (OURS, "torch"):
-        pairs = [(times[*key, 1].get(side), times[*key, most].get(side)) for key in keys]
+        pairs = [(times[(*key, 1)].get(side), times[(*key, most)].get(side)) for key in keys]
         gains[side] = [one["median"] / all_["median"] if one and all_ else None for one, all_ in pairs]
     bars(ax, [" ".join(key) for key in keys], gains)
     ax.axvline(most, label=f"{most} threads", **FLOOR)

@@ -104,6 +104,7 @@ def thread_counts(threads: int) -> list[int]:
 def _measure(report: Report, part: str, case: Case, effort: Effort, **more: int) -> Measured:
     found = measure(case, report.floors, effort)
     report.results.append({"part": part, **more, **found.to_dict()})
+    print(f"  {found}", flush=True)
     for name, why in found.unavailable.items():
         report.note(f"{name} cannot run here: {why}")
     return found

@@ -1,9 +1,8 @@
-"""Attention as the context grows: time, rate and memory, beside torch's flash attention and the formula as it stands."""
+"""Attention as the context grows: time, rate and memory, beside torch's and the formula as it stands."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,6 @@ PLAIN_TENSORS = 6  # of T x T that its forward and backward hold at once, about
 def measure_lengths(report: Report, effort: Effort, quick: bool) -> None:
     """Causal attention of one window of GPT-2 124M, forward and with its backward."""
     T_of = QUICK_LENGTHS if quick else LENGTHS
-    effort = dataclasses.replace(effort, least=min(effort.least, 3))  # the longest take seconds
     print(f"attention: {2 * len(T_of)} measurements from {T_of[0]} to {T_of[-1]} tokens", flush=True)
     memory = peak_memory(T_of)
     rows = []
@@ -42,6 +40,7 @@ def measure_lengths(report: Report, effort: Effort, quick: bool) -> None:
         cells = [megabytes(peaks[side]) if side in peaks else "" for side in SIDES]
         for case in _cases(T):
             found = measure(case, report.floors, effort)
+            print(f"  {found}", flush=True)
             report.results.append({"part": "lengths", "T": T, **found.to_dict()})
             times = [duration(found.seconds[side].median) if side in found.seconds else "" for side in SIDES]
             rate = digits(found.work.flops / found.ours / 1e9)
@@ -75,8 +74,8 @@ def _cases(T: int) -> list[Case]:
 
 
 def peak_memory(T_of: Sequence[int]) -> dict[str, list[int]]:
-    """Bytes that a process takes at most beyond its imports, forward and backward of each length; each side in a process
-    of its own, whose lengths grow, so that the peak is the latest one's."""
+    """Bytes that a process takes at most beyond its imports, forward and backward of each length. Each side is in a
+    process of its own, whose lengths grow, so that the peak is the latest one's."""
     context = multiprocessing.get_context("spawn")
     started = []
     for side in SIDES:

@@ -13,7 +13,7 @@ import torch
 from gpt2c.bench.machine import cache_bytes
 
 Call = Callable[[], object]
-WARM_UP = 2  # rounds that are not counted
+WARM_UP = 1  # rounds that are not counted, besides the calls that come before
 L2_FLUSH_BYTES = 256 << 20  # more than any GPU's L2
 HEAD_START = 2_000_000  # clock cycles that the GPU is kept busy, so that Python is ahead of it: about 1 ms
 CPU = torch.device("cpu")
