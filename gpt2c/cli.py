@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from gpt2c import _native
+from gpt2c.bench.command import Bench
 from gpt2c.commands import Info, Sample, Train
 from gpt2c.errors import UserError
 from gpt2c.run import SETTINGS, read_settings
@@ -49,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def parse(args: list[str]) -> Train | Sample | Info:
+def parse(args: list[str]) -> Train | Sample | Info | Bench:
     """The command that the arguments describe. Raises UserError, or SystemExit(0) after --help."""
     preset = flag_value(args, "--preset") or DEFAULT_PRESET
     settings = train_defaults(args, preset) if args[:1] == ["train"] else TrainConfig()
@@ -58,6 +59,7 @@ def parse(args: list[str]) -> Train | Sample | Info:
         Annotated[Train, tyro.conf.subcommand("train", default=training)]
         | Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
     printed = io.StringIO()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Benchmark:
             raise UserError(f"--threads is {threads}, expected at least 1")
         with using_threads(threads):
             report = Report(machine.describe(threads), measure_floors(cold=self.is_cold, quick=self.quick))
+            report.settings = {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
             self.measure(report, threads)
         if self.json is not None:
             report.write_json(self.json)

@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +24,7 @@ CACHE_IF_UNKNOWN = 64 << 20
 def describe(threads: int) -> dict[str, str]:
     """The machine in facts, each a short line."""
     facts = {
+        "date": time.strftime("%Y-%m-%d"),
         "processor": f"{_processor()}, {os.cpu_count()} logical cores, {cache_bytes() >> 20} MB of last-level cache",
         "threads": str(threads),
         "kernels": _native.active_isa(),

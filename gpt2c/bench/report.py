@@ -41,13 +41,14 @@ class Table:
 @dataclass
 class Report:
     """machine: facts; results: one dict for each measurement, as JSON can hold it; notes: what could not be measured,
-    each a line."""
+    each a line; settings: the benchmark's flags."""
 
     machine: dict[str, str]
     floors: Floors
     results: list[dict] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         """Adds a line, once."""
@@ -69,11 +70,20 @@ class Report:
 
     def to_dict(self) -> dict:
         return {
+            "settings": self.settings,
             "machine": self.machine,
             "floors": dataclasses.asdict(self.floors),
             "results": self.results,
+            "tables": [dataclasses.asdict(table) for table in self.tables],
             "notes": self.notes,
         }
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Report:
+        """What to_dict has given, by way of JSON."""
+        floors = data["floors"] | {"cached": {int(size): rate for size, rate in data["floors"]["cached"].items()}}
+        tables = [Table(**table) for table in data["tables"]]
+        return cls(data["machine"], Floors(**floors), data["results"], tables, data["notes"], data["settings"])
 
     def write_json(self, path: Path) -> None:
         """UserError where the file cannot be written."""
