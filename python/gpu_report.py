@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from gpu_bench import Measured
 from gpu_tools import MODULES_OF_NO_OP, OPS, Counts, one_line
 
 from gpt2c import _native
+from gpt2c.bench.case import OURS, Measured
 
 RIGHT, WRONG, UNTESTED = "right", "wrong", "not tested"
 EXIT_RIGHT, EXIT_WRONG, EXIT_NO_GPU = 0, 1, 3
@@ -142,18 +142,17 @@ def _tests(report: Report) -> list[str]:
 
 
 def _measured(m: Measured) -> list[str]:
-    us = {name: f"{seconds * 1e6:.1f}" for name, seconds in m.seconds.items()}
-    peers = [f"{name} {us[name]}" for name in us if name != "gpt2c"]
+    us = {name: f"{taken.median * 1e6:.1f}" for name, taken in m.seconds.items()}
+    peers = [f"{name} {us[name]}" for name in us if name != OURS]
     peers += [f"{name} not available ({why})" for name, why in m.unavailable.items()]
     floor = f"{m.floor * 1e6:.1f}"
-    return [m.op, m.name, us["gpt2c"], floor, _percent(m.of_floor), ", ".join(peers), _number(m.speedup)]
+    return [m.op, m.name, us[OURS], floor, _percent(m.of_floor), ", ".join(peers), _number(m.speedup)]
 
 
 def _training(m: Measured, tokens: int) -> list[str]:
-    peers = [f"{name} {seconds * 1e3:.1f}" for name, seconds in m.seconds.items() if name != "gpt2c"]
+    peers = [f"{name} {taken.median * 1e3:.1f}" for name, taken in m.seconds.items() if name != OURS]
     peers += [f"{name} not available ({why})" for name, why in m.unavailable.items()]
-    ours = m.seconds["gpt2c"]
-    return [m.name, f"{ours * 1e3:.1f}", f"{tokens / ours:,.0f}", ", ".join(peers), _number(m.speedup)]
+    return [m.label, f"{m.ours * 1e3:.1f}", f"{tokens / m.ours:,.0f}", ", ".join(peers), _number(m.speedup)]
 
 
 def _number(value: float | None) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
-import gpu_bench
 import gpu_report
 import gpu_tools
 import gpu_train
@@ -13,6 +13,9 @@ import torch
 from gpu_report import Report
 
 import gpt2c
+from gpt2c.bench.case import Effort, measure
+from gpt2c.bench.floors import measure_floors
+from gpt2c.bench.ops import Setting, Sizes, cases
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import on_gpu  # noqa: E402
@@ -29,7 +32,7 @@ def check(out: Path, sanitizer: bool, compiled: bool, repeats: int, timeout: flo
         dtypes = [torch.float32, torch.float16]
         if torch.cuda.get_device_capability(gpu) >= (8, 0):  # before, tensor cores do not take bf16
             dtypes.append(torch.bfloat16)
-        bench(report, gpu, dtypes, gpu_bench.Sizes(), gpt2c.GPT2Config.preset("gpt2"), compiled, repeats)
+        bench(report, gpu, dtypes, Sizes(), gpt2c.GPT2Config.preset("gpt2"), compiled, repeats)
     gpu_report.write(report, out)
     print(gpu_report.to_markdown(report))
     print(f"written to {out / 'report.md'} and {out / 'report.json'}")
@@ -59,23 +62,23 @@ def sanitize(report: Report, timeout: float) -> None:
 
 
 def bench(
-    report: Report, device: torch.device, dtypes: list[torch.dtype], sizes: gpu_bench.Sizes,
+    report: Report, device: torch.device, dtypes: list[torch.dtype], sizes: Sizes,
     config: gpt2c.GPT2Config, compiled: bool, repeats: int,
 ) -> None:  # fmt: skip
     """Every op and a training step; an error of ours is a finding, not the end."""
-    if compiled:
-        torch._functorch.config.donated_buffer = False  # or a compiled backward could run only once
     report.tokens = sizes.B * config.n_positions
+    effort = Effort(seconds=0.0, least=repeats)
     for dtype in dtypes:
         print(f"measuring {dtype}", flush=True)
-        peak = gpu_bench.peaks(device, dtype)
-        for case in gpu_bench.cases(device, dtype, sizes, compiled):
+        floors = measure_floors(device, dtype)
+        for case in cases(Setting(sizes, device, dtype, compiled), tuple(gpu_tools.OPS)):
+            case = dataclasses.replace(case, label=f"{str(dtype).removeprefix('torch.')}, {case.label}")
             try:
-                report.measured.append(gpu_bench.measure(case, device, peak, repeats))
+                report.measured.append(measure(case, floors, effort, device))
             except Exception as error:
-                report.problems.append(f"{case.op}, {case.name}: {error}")
+                report.problems.append(f"{case.op}, {case.way}, {case.label}: {error}")
         try:
-            step = gpu_train.training_step(config, sizes.B, device, dtype, peak, compiled, repeats)
-            report.training.append(step)
+            case = gpu_train.training_step(config, sizes.B, device, dtype, compiled)
+            report.training.append(measure(case, floors, effort, device))
         except Exception as error:
             report.problems.append(f"a training step in {dtype}: {error}")

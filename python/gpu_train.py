@@ -1,41 +1,39 @@
-"""A whole training step of GPT-2 beside the same model in plain PyTorch (tests/twin.py), for python/gpu_check.py."""
+"""A training step of GPT-2 beside the same model in plain PyTorch (gpt2c/bench/twin.py), for python/gpu_check.py."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from gpu_bench import Case, Measured, measure
 from torch import Tensor, nn
 
 import gpt2c
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from twin import Twin  # noqa: E402
+from gpt2c.bench.case import COMPILED, OURS, Case, Work
+from gpt2c.bench.timing import Call
+from gpt2c.bench.twin import Twin
 
 LR, BETAS, CLIP = 6e-4, (0.9, 0.95), 1.0
 
 
-def training_step(
-    config: gpt2c.GPT2Config, B: int, device: torch.device, dtype: torch.dtype, peak: tuple[float, float],
-    compiled: bool, repeats: int,
-) -> Measured:  # fmt: skip
+def training_step(config: gpt2c.GPT2Config, B: int, device: torch.device, dtype: torch.dtype, compiled: bool) -> Case:
     """Forward, backward, clipping and AdamW on one batch of B windows, all parameters in `dtype`, on each side; as
-    floor 6 operations for each parameter and token, at the speed of torch's matrix product."""
-    torch.manual_seed(0)
-    model = gpt2c.GPT2(config)
-    idx = torch.randint(0, config.vocab_size, (B, config.n_positions + 1), device=device)
-    batch = idx[:, :-1].contiguous(), idx[:, 1:].contiguous()
-    twins: dict[str, nn.Module] = {"torch": Twin.of(model).to(device, dtype)}
-    if compiled:
-        twins["torch.compile"] = torch.compile(Twin.of(model).to(device, dtype))
-    run = {"gpt2c": gpt2c_step(model.to(device, dtype), *batch)}
-    run |= {name: torch_step(twin, *batch) for name, twin in twins.items()}
-    flops = 6.0 * model.num_parameters() * batch[0].numel()
-    case = Case("training", str(dtype).removeprefix("torch."), run, bytes=0.0, flops=flops)
-    return measure(case, device, peak, repeats)
+    work 6 operations for each parameter and token."""
+    with torch.device("meta"):
+        parameters = gpt2c.GPT2(config).num_parameters()
+
+    def prepare() -> dict[str, Call]:
+        torch.manual_seed(0)
+        model = gpt2c.GPT2(config)
+        idx = torch.randint(0, config.vocab_size, (B, config.n_positions + 1), device=device)
+        batch = idx[:, :-1].contiguous(), idx[:, 1:].contiguous()
+        twins: dict[str, nn.Module] = {"torch": Twin.of(model).to(device, dtype)}
+        if compiled:
+            twins[COMPILED] = torch.compile(Twin.of(model).to(device, dtype))
+        run = {OURS: gpt2c_step(model.to(device, dtype), *batch)}
+        return run | {name: torch_step(twin, *batch) for name, twin in twins.items()}
+
+    flops = 6.0 * parameters * B * config.n_positions
+    return Case("training", "step", str(dtype).removeprefix("torch."), prepare, Work(bytes=0.0, flops=flops))
 
 
 def gpt2c_step(model: gpt2c.GPT2, idx: Tensor, targets: Tensor) -> Callable[[], object]:

@@ -15,23 +15,33 @@ import torch
 import gpt2c
 
 sys.path.insert(0, str(remote.ROOT / "python"))
-import gpu_bench  # noqa: E402
 import gpu_check  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_run  # noqa: E402
 import gpu_tools  # noqa: E402
-from gpu_bench import Case, Measured  # noqa: E402
 from gpu_report import Report, verdict  # noqa: E402
 from gpu_tools import Counts  # noqa: E402
 
+from gpt2c.bench.case import Measured, Work  # noqa: E402
+from gpt2c.bench.floors import Floors  # noqa: E402
+from gpt2c.bench.ops import Sizes  # noqa: E402
+from gpt2c.bench.timing import Timing  # noqa: E402
+
 CPU = torch.device("cpu")
-SIZES = gpu_bench.Sizes(B=1, T=8, H=2, D=8, V=16)
-PEAK = (1e9, 1e9)
+SIZES = Sizes(B=1, T=8, H=2, D=8, V=16, L=1)
+FLOORS = Floors(copy=1e9, update=1e9, read=1e9, gemm=1e9)
 
 
 def all_right() -> Report:
     modules = (*gpu_tools.MODULES, *gpu_tools.MODULES_OF_NO_OP)
     return Report({"gpu": "a GPU"}, tests={module: Counts(passed=5) for module in modules})
+
+
+def measured(
+    op: str, way: str, label: str, floor: float, unavailable: dict | None = None, **seconds: float
+) -> Measured:
+    times = {name: Timing(median, median, median, 1) for name, median in seconds.items()}
+    return Measured(op, way, label, times, Work(1.0, 1.0), floor, unavailable or {})
 
 
 # ---- reading
@@ -149,9 +159,9 @@ def test_what_belongs_to_no_op_counts_too(change) -> None:
 def test_speed_is_against_the_fastest_peer_and_the_floor() -> None:
     report = all_right()
     report.measured = [
-        Measured("attention", "forward", {"gpt2c": 2.0, "slow": 9.0, "fast": 4.0}, floor=1.0),
-        Measured("attention", "backward", {"gpt2c": 4.0, "fast": 2.0}, floor=1.0),
-        Measured("gelu", "forward", {"gpt2c": 1.0}, floor=0.5, unavailable={"fast": "no"}),
+        measured("attention", "forward", "", floor=1.0, gpt2c=2.0, slow=9.0, fast=4.0),
+        measured("attention", "backward", "", floor=1.0, gpt2c=4.0, fast=2.0),
+        measured("gelu", "forward", "", floor=0.5, unavailable={"fast": "no"}, gpt2c=1.0),
     ]
     found = verdict(report, "attention")
     assert (found.speedup, found.slowest) == (pytest.approx(1.0), pytest.approx(0.5))
@@ -162,57 +172,18 @@ def test_speed_is_against_the_fastest_peer_and_the_floor() -> None:
 # ---- measuring, on the CPU
 
 
-def test_every_case_runs_and_computes_what_its_peers_do() -> None:
-    found = list(gpu_bench.cases(CPU, torch.float32, SIZES, compiled=False))
-    assert {case.op for case in found} == set(gpu_tools.OPS)
-    for case in found:
-        assert case.bytes > 0 and len(case.run) > 1
-        if case.op == "adamw":
-            continue  # changes its parameters, each side its own
-        results = {name: run() for name, run in case.run.items() if "cudnn" not in name and "efficient" not in name}
-        results = {name: [r] if isinstance(r, torch.Tensor) else list(r) for name, r in results.items()}
-        if "backward" in case.name:  # of gradients that are drawn for each side
-            assert len({tuple(r.shape for r in result) for result in results.values()}) == 1, case
-            continue
-        for result in results.values():
-            for got, expected in zip(result, results["gpt2c"], strict=True):
-                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, msg=f"{case.op} {case.name}")
-
-
-def test_a_peer_that_cannot_run_is_left_out() -> None:
-    def broken() -> None:
-        raise RuntimeError("No available kernel.\nAborting execution.")
-
-    found = gpu_bench.measure(Case("gelu", "forward", {"gpt2c": int, "broken": broken}, 2e9, 1e9), CPU, PEAK, 3)
-    assert list(found.seconds) == ["gpt2c"] and found.unavailable == {"broken": "No available kernel."}
-    assert found.floor == 2.0  # seconds: 2e9 bytes at 1e9 a second take longer than 1e9 operations
-    with pytest.raises(RuntimeError, match="No available kernel"):
-        gpu_bench.measure(Case("gelu", "forward", {"gpt2c": broken}, 1), CPU, PEAK, 3)
-
-
-def test_medians_leave_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([100.0, 100.0, 100.0, 100.0, 1.0, 5.0, 3.0, 6.0, 2.0, 7.0])
-    monkeypatch.setattr(gpu_bench, "_cpu_seconds", lambda function, device: next(times))
-    assert gpu_bench.median_seconds({"a": int, "b": int}, CPU, 3) == {"a": 2.0, "b": 6.0}
-
-
 def test_a_whole_bench_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors of ours are noted, and the rest goes on."""
-    monkeypatch.setattr(gpu_bench, "peaks", lambda device, dtype: PEAK)
+    monkeypatch.setattr(gpu_run, "measure_floors", lambda device, dtype: FLOORS)
     config = gpt2c.GPT2Config(vocab_size=16, n_positions=8, n_embd=16, n_layer=1, n_head=2)
     report = all_right()
     gpu_run.bench(report, CPU, [torch.float32, torch.float16], SIZES, config, compiled=False, repeats=1)
     assert {m.op for m in report.measured} == set(gpu_tools.OPS)
-    assert [m.name for m in report.training] == ["float32"] and set(report.training[0].seconds) == {"gpt2c", "torch"}
+    assert [m.label for m in report.training] == ["float32"] and set(report.training[0].seconds) == {"gpt2c", "torch"}
     assert len(report.problems) == len(report.measured) + 1  # the CPU has no float16
     assert all("expected torch.float32 or torch.bfloat16" in problem for problem in report.problems)
     text = gpu_report.to_markdown(report)
     assert "## GPT-2 124M, one training step" in text and "| float32 |" in text
-
-
-def test_peaks_are_a_copys_and_a_products() -> None:
-    bandwidth, speed = gpu_bench.peaks(CPU, torch.float32, size=64)
-    assert 1e6 < bandwidth < 1e13 and 1e6 < speed < 1e16
 
 
 # ---- reporting
@@ -222,7 +193,7 @@ def test_the_report_in_both_forms(tmp_path: Path) -> None:
     report = all_right()
     report.tests["gelu"] = Counts(passed=3, failed=1, failures=["tests/test_gelu.py::test_a[cuda-1]"])
     report.sanitizer = {"attention": {"memcheck": 0, "racecheck": "it | crashed"}}
-    report.measured = [Measured("attention", "forward, float16", {"gpt2c": 2e-6, "flash": 3e-6}, 1e-6, {"cudnn": "no"})]
+    report.measured = [measured("attention", "forward", "float16", 1e-6, {"cudnn": "no"}, gpt2c=2e-6, flash=3e-6)]
     gpu_report.write(report, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| attention | forward, float16 | 2.0 | 1.0 | 50% | flash 3.0, cudnn not available (no) | 1.50 |" in text

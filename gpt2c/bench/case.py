@@ -55,6 +55,10 @@ class Measured:
     unavailable: dict[str, str] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        return f"{self.way}, {self.label}"
+
+    @property
     def ours(self) -> float:
         return self.seconds[OURS].median
 
@@ -74,7 +78,7 @@ class Measured:
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {duration(taken.median)}" for name, taken in self.seconds.items())
-        return f"{self.op} {self.way}, {self.label}: {times}"
+        return f"{self.op} {self.name}: {times}"
 
     def to_dict(self) -> dict:
         """As JSON can hold it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2c.bench.case import BOTH, FORWARD, OURS
-from gpt2c.bench.plots import FLOOR, bars, count_axis, line, panels, png
+from gpt2c.bench.plots import FLOOR, bars, count_axis, legend_below, line, panels, png
 from gpt2c.bench.report import Report
 
 OP_COLOURS = ("tab:red", "tab:blue", "tab:cyan", "tab:green", "tab:olive", "tab:purple", "tab:pink", "tab:brown",
@@ -40,7 +40,7 @@ def roofline(report: Report, results: list[dict]) -> bytes:
         ax.plot([], [], "s", color=colour, label=op)
     ax.plot([], [], "ok", label=FORWARD)
     ax.plot([], [], "^k", label="backward, or both")
-    ends = (0.1, 1000.0)
+    ends = (0.5 * min(r["work"]["flops"] / r["work"]["bytes"] for r in results), 1000.0)
     for bandwidth, style in {floors.bandwidth(float("inf")): "-", max(floors.cached.values(), default=0): ":"}.items():
         if bandwidth:
             points = (ends[0], floors.gemm / bandwidth, ends[1])
@@ -64,7 +64,7 @@ def peers(report: Report, results: list[dict]) -> bytes:
         bars(ax, words, {name: [r["ratios"].get(name) for r in group] for name in names})
         ax.axvline(1, **FLOOR)
         ax.set_xlabel("peer's time / gpt2c's time: beyond 1 gpt2c is faster")
-    axes[0].legend(frameon=False, fontsize=8)
+    legend_below(figure, axes[0])
     return png(figure, "Ops of gpt2c beside their peers", report.machine)
 
 
@@ -79,7 +79,7 @@ def lengths(report: Report, results: list[dict], memory: list[dict]) -> bytes:
         line(axes[0], [(T, 1e3 * seconds) for T, seconds in times], side)
         line(axes[1], [(T, flops[T] / seconds / 1e9) for T, seconds in times], side)
         line(axes[2], [(r["T"], r["peak_bytes"][side] / 1e6) for r in memory if side in r["peak_bytes"]], side)
-    axes[0].axline((T_of[0], 1e3 * both[0]["floor"]), (T_of[-1], 1e3 * both[-1]["floor"]), label="floor", **FLOOR)
+    axes[0].plot(T_of, [1e3 * r["floor"] for r in both], label="floor", **FLOOR)
     for ax, label in zip(axes, ("ms", "GFLOP/s", "peak memory beyond imports, MB"), strict=True):
         count_axis(ax, T_of, "tokens, T")
         ax.set_ylabel(label)
@@ -103,5 +103,5 @@ def threads(report: Report, results: list[dict]) -> bytes:
     bars(ax, [" ".join(key) for key in keys], gains)
     ax.axvline(most, label=f"{most} threads", **FLOOR)
     ax.set_xlabel(f"time with one thread / time with {most}")
-    ax.legend(frameon=False, fontsize=8)
+    legend_below(figure, ax)
     return png(figure, "One thread against several", report.machine | {"threads": f"1 to {most}"})

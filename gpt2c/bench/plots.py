@@ -42,10 +42,15 @@ def line(ax: Any, points: Sequence[tuple[float, float]], side: str) -> None:
     ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=side, color=COLOURS.get(side, "#31a354"))
 
 
+def legend_below(figure: Any, ax: Any) -> None:
+    """The legend of `ax` for the whole figure, where no bar can lie under it."""
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+
+
 def count_axis(ax: Any, values: Sequence[float], label: str) -> None:
     """A logarithmic x axis whose marks are the measured values."""
     ax.set_xscale("log")
-    ax.set_xticks(list(values), [f"{value:g}" for value in values])
+    ax.set_xticks(list(values), [f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in values])
     ax.minorticks_off()
     ax.set_xlabel(label)
 

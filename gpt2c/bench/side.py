@@ -18,7 +18,7 @@ from gpt2c.bench import machine
 from gpt2c.bench.case import COMPILED, OURS
 from gpt2c.bench.twin import Twin
 from gpt2c.data import load_dataset
-from gpt2c.errors import reason
+from gpt2c.errors import UserError, reason
 from gpt2c.evaluate import validation_loss
 from gpt2c.settings import TrainConfig
 from gpt2c.tokenizer import get_tokenizer
@@ -42,7 +42,7 @@ class Memory:
 
 class Side:
     """The handle on the process that trains `name`'s model as `config` says. Every method raises SideError if it cannot
-    go on."""
+    go on, and UserError if no side could, since the data cannot be read for example."""
 
     def __init__(self, name: str, config: TrainConfig, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -83,7 +83,7 @@ class Side:
             answer = self._pipe.recv()
         except (EOFError, OSError):
             raise SideError("its process has ended, for want of memory perhaps") from None
-        if isinstance(answer, SideError):
+        if isinstance(answer, (SideError, UserError)):
             raise answer
         return answer
 
@@ -154,5 +154,7 @@ def _serve(name: str, config: TrainConfig, threads: int, pipe: Connection) -> No
                 pipe.send(Memory(machine.peak_bytes(), imports))
     except EOFError:
         pass
+    except UserError as error:
+        pipe.send(error)
     except Exception as error:  # of whatever library
         pipe.send(SideError(reason(error)))

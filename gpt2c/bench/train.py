@@ -8,8 +8,9 @@ clipping; gpt2c's keeps its heap, as `gpt2c train` does.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from gpt2c.bench import machine, recipes, train_plots
 from gpt2c.bench.benchmark import Benchmark
@@ -60,7 +61,7 @@ class Train(Benchmark):
         return (OURS, "torch", COMPILED) if self.compile else (OURS, "torch")
 
     def _jobs(self, part: str, threads: int) -> list[Job]:
-        steps = self.steps if part == "sizes" else SCALING_STEPS
+        steps = SCALING_STEPS if part != "sizes" or self.quick else self.steps
         base = recipes.config_of(self.recipe, self.data, steps, self.quick)
         if part == "sizes":
             configs = [recipes.resized(base, size) for size in self.sizes] or [base]
@@ -114,7 +115,7 @@ def compare(report: Report, part: str, job: Job, names: tuple[str, ...]) -> dict
     if OURS not in sides:
         return None
     result = {
-        "part": part, "what": job.what, "recipe": recipes.size_of(job.config), "threads": job.threads,
+        "part": part, "what": job.what, "size": recipes.size_of(job.config), "threads": job.threads,
         "parameters": job.parameters, "tokens": job.tokens, "flops": job.flops, "T": job.config.context,
         "floor": job.floor(report.floors), "in_turns": len(groups) == 1, "sides": sides,
     }  # fmt: skip
@@ -151,7 +152,7 @@ def _train(report: Report, job: Job, names: tuple[str, ...]) -> dict[str, dict]:
     return found
 
 
-def _attempt(report: Report, job: Job, sides: dict[str, Side], name: str, ask: object) -> object:
+def _attempt(report: Report, job: Job, sides: dict[str, Side], name: str, ask: Callable[[Side], Any]) -> Any:
     """The side's answer; where it fails it is left out from then on, with a note."""
     if name not in sides:
         return None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from gpt2c.bench.plots import FLOOR, bars, count_axis, line, panels, png
+from gpt2c.bench.plots import FLOOR, bars, count_axis, legend_below, line, panels, png
 from gpt2c.bench.report import Report
 
 
@@ -38,7 +38,7 @@ def sides(report: Report, results: list[dict]) -> bytes:
     speed.set_xlabel("tokens a second")
     memory.set_xlabel("peak memory beyond imports, MB")
     memory.set_yticks([])
-    speed.legend(frameon=False, fontsize=8)
+    legend_below(figure, speed)
     return png(figure, "Training steps", report.machine)
 
 
@@ -55,17 +55,17 @@ def curves(report: Report, results: list[dict], key: str, label: str, unit: floa
         for side in _names(results):
             points = [(r[key] / unit, measure(r, r["sides"][side])) for r in results if side in r["sides"]]
             line(ax, points, side)
-        count_axis(ax, [round(value) for value in x], label)
+        count_axis(ax, x, label)
         ax.set(ylabel=name, yscale="log")
     axes[0].plot(x, [r["floor"] for r in results], label="floor", **FLOOR)
     axes[1].plot(x, [r["tokens"] / r["floor"] for r in results], **FLOOR)
     axes[0].legend(frameon=False, fontsize=8)
-    return png(figure, f"Training steps, {results[0]['recipe'] if key != 'T' else 'one window'}", report.machine)
+    return png(figure, f"Training steps as the {'context' if key == 'T' else 'model'} grows", report.machine)
 
 
 def _names(results: Sequence[dict]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result["sides"]))
 
 
-def _of(result: dict, side: str, measure: object) -> float | None:
+def _of(result: dict, side: str, measure: Callable[[dict], float]) -> float | None:
     return measure(result["sides"][side]) if side in result["sides"] else None
