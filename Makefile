@@ -1,7 +1,7 @@
 # make demo             train a small GPT-2 on the text that every Python carries, and read what it writes
 # make demo TEXT=file   the same on a text of your own
 # make test             every kernel against PyTorch, the model against its twin, the loop, the commands
-# make bench            the kernels and a training step beside PyTorch's, in about three minutes
+# make bench            the kernels and a training step beside PyTorch's, in about two minutes
 # make lint, make clean
 PYTHON ?= python3
 TEXT ?= embedded
@@ -27,7 +27,7 @@ lint: .venv/installed-lint
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 bench: .venv/installed-test
-	@$(BIN)/gpt2c bench kernels --sizes B4xT64 --seconds 0.3
+	@$(BIN)/gpt2c bench kernels --sizes B4xT64 --parts sizes overhead --seconds 0.3
 	@$(BIN)/gpt2c bench train --steps 8
 
 clean:

@@ -16,6 +16,7 @@ from gpt2c import ops
 from gpt2c.bench import case, docs, floors, machine, recipes, report, timing, train
 from gpt2c.bench.case import BOTH, OURS, Case, Effort, Measured, Work
 from gpt2c.bench.floors import Floors
+from gpt2c.bench.kernels import Kernels
 from gpt2c.bench.ops import OPS, Setting, Sizes, cases
 from gpt2c.bench.report import Report, Table
 from gpt2c.bench.side import SideError
@@ -231,6 +232,13 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_only_some_parts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out, found, pictures = measured(tmp_path, capsys, "kernels", "--only", "gelu", "--parts", "sizes", "lengths")
+    assert {r["part"] for r in found["results"]} == {"sizes"}  # lengths are attention's
+    assert [path.name for path in pictures] == ["kernels-peers.png", "kernels-roofline.png"]
+    assert "gelu forward, 8 x 32: gpt2c" in out and "Cost of a call" not in out
+
+
 def test_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, found, pictures = measured(tmp_path, capsys, "train", "--steps", "3", "--sizes", "B2xT8", "--threads", "1")
     assert [path.name for path in pictures] == ["train-sides.png"]
@@ -255,7 +263,7 @@ def test_training_as_the_context_grows(tmp_path: Path, capsys: pytest.CaptureFix
 def test_what_grows_and_what_stays() -> None:
     jobs = {part: train.Train()._jobs(part, threads=2) for part in train.TITLES}
     assert [(job.config.batch_size, job.config.context) for job in jobs["length"]] == [
-        (1, 64 << i) for i in range(7)
+        (1, 64), (1, 256), (1, 1024), (1, 2048), (1, 4096),
     ]  # fmt: skip
     assert [job.threads for job in jobs["threads"]] == [1, 2] and {job.tokens for job in jobs["threads"]} == {256}
     assert [job.what for job in jobs["model"]] == list(recipes.MODELS) and {j.tokens for j in jobs["model"]} == {256}
@@ -322,6 +330,17 @@ def test_a_side_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = train._train(found, job, (OURS, "torch"))
     assert set(sides) == {OURS} and sides[OURS]["peak_beyond_imports"] == 2000
     assert found.notes == ["tiny: torch cannot go on: its process has ended"]
+
+
+@pytest.mark.parametrize("command", [Kernels, train.Train, docs.Docs])
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture, command: type) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", command.__name__.lower(), "--help"])
+    assert not stop.value.code
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split()).partition("show this help message")[2]
+    for field in dataclasses.fields(command):
+        after = text.partition(f" --{field.name} ")[2]
+        assert "(default: " in after and len(after.partition("(default: ")[0]) > 30, field.name
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def help_text(capsys: pytest.CaptureFixture, *args: str) -> str:
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture) -> None:
     text = help_text(capsys)
-    assert all(f"• {command} " in text for command in ("train", "sample", "info"))
+    assert all(f"• {command} " in text for command in ("train", "sample", "info", "bench"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_help_shows_the_presets_values(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "expected one of {train, sample, info}"),
+        ([], "expected one of {train, sample, info, bench}"),
         (["trian"], "trian"),
         (["train", "--stps", "3"], "--stps, 3; perhaps you meant --steps"),
         (["train", "--steps", "many"], "--steps: invalid literal for int"),

@@ -19,10 +19,11 @@ from gpt2c.files import reading, write_atomically, writing
 PAGE = "performance.md"
 # By their names on the page: `<!-- bench NAME -->` begins what is replaced, `<!-- /bench -->` ends it.
 RUNS = {
-    "kernels": "kernels --sizes B4xT64 B1xT1024 small --seconds 0.5",
-    "kernels-cold": "kernels --sizes B4xT256 --seconds 0.5 --cold --compile",
-    "train": "train --sizes B4xT64 B4xT256 B1xT1024 --steps 6 --compile",
-    "train-small": "train --recipe shakespeare --steps 300",
+    "kernels": "kernels --sizes B4xT64 B4xT256 B1xT1024 small --seconds 0.3",
+    "kernels-cold": "kernels --sizes B4xT256 --parts sizes --seconds 0.3 --cold --compile",
+    "train": "train --sizes B4xT64 B4xT256 B1xT1024 --steps 5",
+    "train-compile": "train --sizes B4xT64 --steps 8 --compile",
+    "train-small": "train --recipe shakespeare --steps 200",
     "train-scaling": "train --scaling model length threads",
 }
 QUICK_RUNS = {name: f"{args} --quick" for name, args in RUNS.items()}

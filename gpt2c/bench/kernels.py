@@ -19,6 +19,7 @@ SIZES = {
     "B1xT1024": Sizes(B=1, T=1024),
     "small": Sizes(B=12, T=64, H=4, D=32, V=257, L=4),
 }
+PARTS = ("sizes", "overhead", "threads", "lengths")
 TINY = {"tiny": Sizes(B=2, T=4, H=2, D=4, V=11, L=1)}
 EIGHT = Sizes(B=1, T=8, H=1, D=8, V=8, L=1)
 
@@ -32,6 +33,8 @@ class Kernels(Benchmark):
 
     only: tuple[Literal[tuple(OPS)], ...] = ()
     """These ops; all if not given."""
+    parts: tuple[Literal[PARTS], ...] = PARTS
+    """Every op at each of the sizes, a call's overhead, one thread against several, attention's lengths."""
     sizes: tuple[Literal[tuple(SIZES)], ...] = tuple(SIZES)
     """Of GPT-2 124M, B windows of T tokens, or of the `small` recipe: 4 layers, 128 wide, B12 x T64."""
     cold: bool = False
@@ -51,26 +54,25 @@ class Kernels(Benchmark):
         if self.quick:
             effort = Effort(0.0, least=2, cold=self.cold)
         sizes = TINY if self.quick else {name: SIZES[name] for name in self.sizes}
-        found = self._sizes(report, sizes, effort)
-        report.tables.append(Table("Ops", *_size_table(found, self._peers())))
-        self._overhead(report)
-        if threads > 1:
+        if "sizes" in self.parts:
+            self._sizes(report, sizes, effort)
+        if "overhead" in self.parts:
+            self._overhead(report)
+        if "threads" in self.parts and threads > 1:
             self._threads(report, next(iter(sizes.values())), threads, effort)
-        if "attention" in (self.only or OPS):
+        if "lengths" in self.parts and "attention" in (self.only or OPS):
             lengths.measure_lengths(report, effort, self.quick)
 
     def draw(self, report: Report) -> dict[str, bytes]:
         return kernel_plots.draw(report)
 
-    def _peers(self) -> list[str]:
-        return ["torch"] + [COMPILED] * self.compile
-
-    def _sizes(self, report: Report, sizes: dict[str, Sizes], effort: Effort) -> list[Measured]:
+    def _sizes(self, report: Report, sizes: dict[str, Sizes], effort: Effort) -> None:
         settings = [Setting(s, compiled=self.compile) for s in sizes.values()]
         unique = {(c.op, c.way, c.label): c for setting in settings for c in cases(setting, self.only)}
         more = ", and their compilation" if self.compile else ""
         print(f"ops: {len(unique)} measurements of about {duration(effort.seconds)}{more}", flush=True)
-        return [_measure(report, "sizes", case, effort) for case in unique.values()]
+        found = [_measure(report, "sizes", case, effort) for case in unique.values()]
+        report.tables.append(_size_table(found, ["torch"] + [COMPILED] * self.compile))
 
     def _overhead(self, report: Report) -> None:
         found = cases(Setting(EIGHT, ways=(FORWARD, BOTH)), self.only)
@@ -110,7 +112,7 @@ def _measure(report: Report, part: str, case: Case, effort: Effort, **more: int)
     return found
 
 
-def _size_table(found: Sequence[Measured], peers: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]], int]:
+def _size_table(found: Sequence[Measured], peers: Sequence[str]) -> Table:
     header = ("op", "what", "shape", "gpt2c", "spread", "GB/s", "GFLOP/s", "of floor",
               *(f"{peer} / gpt2c" for peer in peers))  # fmt: skip
     rows = [
@@ -119,7 +121,7 @@ def _size_table(found: Sequence[Measured], peers: Sequence[str]) -> tuple[tuple[
          *(f"{m.ratios[peer]:.2f}" if peer in m.ratios else "" for peer in peers))
         for m in found
     ]  # fmt: skip
-    return header, rows, 3
+    return Table("Ops", header, rows, text=3)
 
 
 def _overhead_row(m: Measured) -> tuple[str, ...]:

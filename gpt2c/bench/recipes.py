@@ -29,7 +29,7 @@ MODELS = {  # parameters with GPT-2's vocabulary: n_layer, n_head, n_embd
 }
 QUICK_MODELS = {"1 layer": (1, 2, 32), "2 layers": (2, 2, 32)}
 # fmt: on
-LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
+LENGTHS = (64, 256, 1024, 2048, 4096)
 QUICK_LENGTHS = (8, 16)
 UPDATE_BYTES = 28  # of a parameter: read p g m v, write p m v
 STATE_BYTES = 16  # of a parameter: weight, gradient, two moments

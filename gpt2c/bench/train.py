@@ -23,6 +23,7 @@ from gpt2c.bench.timing import Timing
 from gpt2c.errors import UserError
 
 SCALING_STEPS = 3  # the first warms up
+LONG = 1024  # tokens; longer windows have a step less
 TYPICAL = 1.8  # a step's time over its floor
 SECONDS_TO_START, SECONDS_TO_COMPILE = 12, 90  # of a side, about
 VALIDATION_BATCHES = 200  # at most
@@ -71,7 +72,8 @@ class Train(Benchmark):
             return [Job(f"{n} threads" if n > 1 else "1 thread", base, n, steps) for n in thread_counts(threads)]
         if part == "length":
             T_of = recipes.QUICK_LENGTHS if self.quick else recipes.LENGTHS
-            return [Job(f"T = {T}", dataclasses.replace(base, batch_size=1, context=T), threads, steps) for T in T_of]
+            windows = {T: dataclasses.replace(base, batch_size=1, context=T) for T in T_of}
+            return [Job(f"T = {T}", c, threads, steps if T <= LONG else steps - 1) for T, c in windows.items()]
         models = recipes.QUICK_MODELS if self.quick else recipes.MODELS
         return [
             Job(name, dataclasses.replace(base, n_layer=n_layer, n_head=n_head, n_embd=n_embd), threads, steps)
