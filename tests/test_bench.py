@@ -255,7 +255,7 @@ def test_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_training_as_the_context_grows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    _, found, pictures = measured(tmp_path, capsys, "train", "--scaling", "length")
+    _, found, pictures = measured(tmp_path, capsys, "train", "--scaling", "length", "--threads", "1")
     assert [path.name for path in pictures] == ["train-length.png"]
     assert [(r["part"], r["T"], r["tokens"]) for r in found["results"]] == [("length", 8, 8), ("length", 16, 16)]
 
@@ -288,7 +288,7 @@ def test_what_memory_cannot_hold_is_not_measured(
     monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
     found = Report({}, FLOORS)
     job = recipes.Job("tiny", recipes.config_of("124m", "embedded", 3, quick=True), 1, 3)
-    assert train.compare(found, "sizes", job, (OURS, "torch")) is None
+    assert train.compare(found, "sizes", job, (OURS, "torch"), FLOORS) is None
     assert found.results == [] and found.notes == ["tiny needs about 1 MB, and 0 MB are free: not measured"]
 
 
@@ -298,7 +298,7 @@ def test_sides_that_fit_one_at_a_time_do_not_meet(monkeypatch: pytest.MonkeyPatc
     groups = []
     side = {"seconds": {"median": 1.0}}
     monkeypatch.setattr(train, "_train", lambda r, j, names: groups.append(names) or {n: side for n in names})
-    result = train.compare(Report({}, FLOORS), "sizes", job, (OURS, "torch"))
+    result = train.compare(Report({}, FLOORS), "sizes", job, (OURS, "torch"), FLOORS)
     assert groups == [(OURS,), ("torch",)] and not result["in_turns"] and set(result["sides"]) == {OURS, "torch"}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ RUNS = {
     "train-scaling": "train --scaling model length threads",
 }
 QUICK_RUNS = {name: f"{args} --quick" for name, args in RUNS.items()}
-PROGRAM = "import sys; from gpt2c.cli import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,16 @@ def _marked(name: str) -> str:
 def _run(arguments: list[str]) -> None:
     print(f"gpt2c bench {shlex.join(arguments)}", flush=True)
     start = time.monotonic()
-    code = subprocess.call([sys.executable, "-c", PROGRAM, "bench", *arguments])
-    if code:
-        raise UserError(f"gpt2c bench {shlex.join(arguments)} ended with code {code}")
+    # Not by a command line, whose Python might find the sources of the current folder in place of what is installed.
+    process = multiprocessing.get_context("spawn").Process(target=_main, args=(["bench", *arguments],))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise UserError(f"gpt2c bench {shlex.join(arguments)} ended with code {process.exitcode}")
     print(f"took {time.monotonic() - start:.0f} s\n", flush=True)
+
+
+def _main(arguments: list[str]) -> None:
+    from gpt2c.cli import main  # which imports this module
+
+    sys.exit(main(arguments))

@@ -10,6 +10,7 @@ from gpt2c import _native
 from gpt2c.bench import kernel_plots, lengths
 from gpt2c.bench.benchmark import Benchmark, using_threads
 from gpt2c.bench.case import BOTH, COMPILED, FORWARD, OURS, Case, Effort, Measured, measure
+from gpt2c.bench.floors import Floors, measure_floors
 from gpt2c.bench.ops import OPS, Setting, Sizes, cases
 from gpt2c.bench.report import Report, Table, digits, duration, spread
 
@@ -86,13 +87,12 @@ class Kernels(Benchmark):
         counts = thread_counts(threads)
         found = cases(Setting(sizes), self.only)
         print(f"threads: {len(found)} measurements with {' and '.join(map(str, counts))} threads", flush=True)
-        rows = []
-        for case in found:
-            by_count = []
-            for count in counts:
-                with using_threads(count):
-                    by_count.append(_measure(report, "threads", case, effort, threads=count))
-            rows.append(_threads_row(by_count))
+        by_count = {}
+        for count in counts:
+            with using_threads(count):
+                floors = measure_floors(cold=self.cold, quick=self.quick)
+                by_count[count] = [_measure(report, "threads", c, effort, floors, threads=count) for c in found]
+        rows = [_threads_row(row) for row in zip(*by_count.values(), strict=True)]
         header = ("op", "what", "shape", *(f"gpt2c, {n} thread{'s' * (n > 1)}" for n in counts),
                   *(f"{side}: 1 to {counts[-1]} threads" for side in (OURS, "torch")))  # fmt: skip
         report.tables.append(Table("One thread against several", header, rows, text=3))
@@ -103,8 +103,10 @@ def thread_counts(threads: int) -> list[int]:
     return sorted({1 << i for i in range(threads.bit_length()) if 1 << i <= threads} | {threads})
 
 
-def _measure(report: Report, part: str, case: Case, effort: Effort, **more: int) -> Measured:
-    found = measure(case, report.floors, effort)
+def _measure(
+    report: Report, part: str, case: Case, effort: Effort, floors: Floors | None = None, **more: int
+) -> Measured:
+    found = measure(case, floors or report.floors, effort)
     report.results.append({"part": part, **more, **found.to_dict()})
     print(f"  {found}", flush=True)
     for name, why in found.unavailable.items():

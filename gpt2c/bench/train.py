@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt2c.bench import machine, recipes, train_plots
-from gpt2c.bench.benchmark import Benchmark
+from gpt2c.bench.benchmark import Benchmark, using_threads
 from gpt2c.bench.case import COMPILED, OURS
+from gpt2c.bench.floors import Floors, measure_floors
 from gpt2c.bench.kernels import thread_counts
 from gpt2c.bench.recipes import Job
 from gpt2c.bench.report import Report, Table, duration, megabytes, spread
@@ -52,11 +53,18 @@ class Train(Benchmark):
         for part in self.scaling or ("sizes",):
             jobs = self._jobs(part, threads)
             print(f"{TITLES[part]}: about {_estimate(jobs, report, self._sides()):.0f} minutes", flush=True)
-            results = [compare(report, part, job, self._sides()) for job in jobs]
+            results = [compare(report, part, job, self._sides(), self._floors(report, job)) for job in jobs]
             report.tables.append(_table(TITLES[part], [r for r in results if r]))
 
     def draw(self, report: Report) -> dict[str, bytes]:
         return train_plots.draw(report)
+
+    def _floors(self, report: Report, job: Job) -> Floors:
+        """With the job's threads."""
+        if job.threads == int(report.machine["threads"]):
+            return report.floors
+        with using_threads(job.threads):
+            return measure_floors(quick=self.quick)
 
     def _sides(self) -> tuple[str, ...]:
         return (OURS, "torch", COMPILED) if self.compile else (OURS, "torch")
@@ -99,7 +107,7 @@ def _estimate(jobs: list[Job], report: Report, sides: tuple[str, ...]) -> float:
     return max(1.0, seconds / 60)
 
 
-def compare(report: Report, part: str, job: Job, names: tuple[str, ...]) -> dict | None:
+def compare(report: Report, part: str, job: Job, names: tuple[str, ...], floors: Floors) -> dict | None:
     """The job's result, which the report gets too: all sides in turns, or, where they have not the memory to be there
     at once, one after the other. None, with a note, if no side has the memory."""
     print(f"{job.what}: {job.parameters:,} parameters, {job.tokens:,} tokens a step, {job.config.data}", flush=True)
@@ -119,7 +127,7 @@ def compare(report: Report, part: str, job: Job, names: tuple[str, ...]) -> dict
     result = {
         "part": part, "what": job.what, "size": recipes.size_of(job.config), "threads": job.threads,
         "parameters": job.parameters, "tokens": job.tokens, "flops": job.flops, "T": job.config.context,
-        "floor": job.floor(report.floors), "in_turns": len(groups) == 1, "sides": sides,
+        "floor": job.floor(floors), "in_turns": len(groups) == 1, "sides": sides,
     }  # fmt: skip
     report.results.append(result)
     return result
