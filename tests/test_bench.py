@@ -13,7 +13,7 @@ import torch
 
 import gpt2c
 from gpt2c import ops
-from gpt2c.bench import case, docs, floors, machine, recipes, report, timing, train
+from gpt2c.bench import benchmark, case, docs, floors, machine, recipes, report, timing, train
 from gpt2c.bench.case import BOTH, OURS, Case, Effort, Measured, Work
 from gpt2c.bench.floors import Floors
 from gpt2c.bench.kernels import Kernels
@@ -169,6 +169,29 @@ def test_peak_memory_is_this_process_own() -> None:
     before = machine.peak_bytes()
     kept = torch.ones(64 << 20)
     assert machine.peak_bytes() > before + 0.7 * kept.nbytes or before > 2 * kept.nbytes
+
+
+def test_what_others_took_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = machine.ProcessorTime(100, 40, 10), machine.ProcessorTime(120, 55, 20)
+    assert after.others_since(before) == 0.25
+    monkeypatch.setattr(machine.ProcessorTime, "now", classmethod(lambda cls: after))
+    found = Report({}, FLOORS)
+    benchmark._note_others(found, before)
+    assert found.machine == {"other processes": "25% of the processors' time"}
+    assert found.notes == ["the machine was busy: other processes took 25% of its processors; measure again"]
+    benchmark._note_others(quiet := Report({}, FLOORS), machine.ProcessorTime(100, 45.5, 10))
+    assert quiet.machine == {"other processes": "0% of the processors' time"} and not quiet.notes
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not tell")
+def test_processor_time_goes_on() -> None:
+    before = machine.ProcessorTime.now()
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    after = machine.ProcessorTime.now()
+    assert after.own - before.own > 0.1 and after.all - before.all > 0.1 and after.capacity > before.capacity
+    assert 0 <= after.others_since(before) <= 1.1
 
 
 # ---- how it is shown

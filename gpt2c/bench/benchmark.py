@@ -12,9 +12,12 @@ import torch
 
 from gpt2c.bench import machine
 from gpt2c.bench.floors import measure_floors
+from gpt2c.bench.machine import ProcessorTime
 from gpt2c.bench.report import Report
 from gpt2c.errors import UserError
 from gpt2c.files import writing
+
+BUSY = 0.05  # share of the processors that other processes may take
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Benchmark:
         threads = torch.get_num_threads() if self.threads is None else self.threads
         if threads < 1:
             raise UserError(f"--threads is {threads}, expected at least 1")
+        before = ProcessorTime.now()
         with using_threads(threads):
             report = Report(machine.describe(threads), measure_floors(cold=self.is_cold, quick=self.quick))
             report.settings = {field.name: str(getattr(self, field.name)) for field in dataclasses.fields(self)}
             self.measure(report, threads)
+        _note_others(report, before)
         if self.json is not None:
             report.write_json(self.json)
         if self.plots is not None:
@@ -67,6 +72,17 @@ class Benchmark:
     def draw(self, report: Report) -> dict[str, bytes]:
         """PNGs by file name."""
         raise NotImplementedError
+
+
+def _note_others(report: Report, before: ProcessorTime | None) -> None:
+    """Two threads of which one must wait for a busy core take a hundred times as long at each parallel region."""
+    now = ProcessorTime.now()
+    if before is None or now is None:
+        return
+    share = now.others_since(before)
+    report.machine["other processes"] = f"{share:.0%} of the processors' time"
+    if share > BUSY:
+        report.note(f"the machine was busy: other processes took {share:.0%} of its processors; measure again")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -58,6 +59,33 @@ def peak_bytes() -> int:
         return int(found[1]) << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+@dataclass(frozen=True)
+class ProcessorTime:
+    """Seconds since some beginning: of the clock times the number of processors; of all processes, and what a
+    hypervisor took; and of this process with its children that have ended."""
+
+    capacity: float
+    all: float
+    own: float
+
+    @classmethod
+    def now(cls) -> ProcessorTime | None:
+        """None where the system does not tell."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        lines = [line.split() for line in stat.read_text().splitlines() if re.match(r"cpu\d+ ", line)]
+        ticks = os.sysconf("SC_CLK_TCK")
+        # user, nice, system, idle, iowait, irq, softirq, steal; guests are in user.
+        all_ = sum(int(line[i]) for line in lines for i in (1, 2, 3, 6, 7, 8)) / ticks
+        return cls(time.monotonic() * len(lines), all_, sum(os.times()[:4]))
+
+    def others_since(self, before: ProcessorTime) -> float:
+        """The share of the processors that others had meanwhile."""
+        others = (self.all - before.all) - (self.own - before.own)
+        return max(0.0, others / (self.capacity - before.capacity))
 
 
 def _processor() -> str:
