@@ -6,7 +6,7 @@
 namespace gpt2c {
 
 // The numbers are shared with gpt2c/_native.py.
-enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };  // i8: of weights, for decode alone
 
 // Storage only: arithmetic is always fp32 (cpu/vec.h and cuda/device.cuh convert on load and store).
 struct bf16 {
@@ -22,6 +22,8 @@ template <>
 constexpr DType kDType<bf16> = DType::bf16;
 template <>
 constexpr DType kDType<f16> = DType::f16;
+template <>
+constexpr DType kDType<int8_t> = DType::i8;
 
 // Calls f with a value of that one of the types that dtype names: dispatch_among<float, bf16>(dtype, [&](auto t) {
 // using T = decltype(t); ... }). Each backend has a dispatch(dtype, f) among the types that it has kernels for.

@@ -155,6 +155,21 @@ using matmul_t = void(DType dtype, const void* a, const void* b, const void* bia
                       int64_t K, int64_t a_stride_m, int64_t a_stride_k, int64_t b_stride_k, int64_t b_stride_n,
                       int64_t c_stride, bool accumulate, int threads);
 
+// ---- decode: the logits (B, V) of one more token of each of B rows, at `position` of the model's context, with the
+// keys and values of those before it in the caches, where its own are put. Reads every weight once, whatever B.
+// Returns the first row whose id is not in [0, V), or -1; when there is one nothing is written.
+// weights: the matrices' type, f32, bf16 or i8; everything else is fp32. ids (B).
+// matrices: of each layer (L) attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj, and then the head; in f32 (in, out) as in
+// GPT-2, otherwise (out, in); the head is (V, C) in either case.
+// scales: for i8 a list like matrices of factors (out) for what a row gives; otherwise empty.
+// vectors: wte (V, C), wpe; of each layer ln_1.weight, .bias, c_attn.bias, attn.c_proj.bias, ln_2.weight, .bias,
+// c_fc.bias, mlp.c_proj.bias; then ln_f.weight, .bias.
+// caches: of each layer keys and values (B, H, capacity, D), D = C / H; position < capacity.
+// The CPU's alone: CUDA has none.
+using decode_t = int64_t(DType weights, const int64_t* ids, const void* const* matrices, const float* const* scales,
+                         const float* const* vectors, float* const* caches, float* logits, int64_t B, int64_t L,
+                         int64_t C, int64_t H, int64_t V, int64_t position, int64_t capacity, float eps, int threads);
+
 #define GPT2C_KERNELS(X)      \
     X(layernorm_forward)      \
     X(layernorm_backward)     \
@@ -167,6 +182,7 @@ using matmul_t = void(DType dtype, const void* a, const void* b, const void* bia
     X(cross_entropy_backward) \
     X(embedding_forward)      \
     X(embedding_backward)     \
+    X(decode)                 \
     X(adamw)                  \
     X(grad_norm)              \
     X(matmul)

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the numbers of csrc/dtype.h
+DTYPE_NUMBERS = {**DTYPES, torch.int8: 3}  # and of what only weights can be
 CPU_DTYPES = (torch.float32, torch.bfloat16)  # what the CPU's kernels take of them
 
 CUDA = getattr(_ext, "cuda", None)  # the CUDA kernels, if they were built
@@ -44,6 +45,14 @@ def set_isa(name: str) -> None:
     if not _ext.set_isa(name):
         known = ", ".join(available_isas())
         raise ValueError(f"the ISA {name!r} is not available on this machine, expected one of {known}")
+
+
+class Addresses(list):
+    """A list of tensors, whose addresses are looked up once: of GPT-2's 150 that takes 0.1 ms, of a token's 4."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__(tensors)
+        self.lowered = [_lower(tensor) for tensor in tensors]
 
 
 def keep_heap() -> bool:
@@ -139,7 +148,9 @@ def _lower(arg: object) -> object:
     if arg is None:
         return 0
     if isinstance(arg, torch.dtype):
-        return DTYPES[arg]
+        return DTYPE_NUMBERS[arg]
+    if isinstance(arg, Addresses):
+        return arg.lowered
     if isinstance(arg, (tuple, list)):
         return [_lower(item) for item in arg]
     return arg

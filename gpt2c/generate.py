@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gpt2c.decode import MOST_ROWS, Decoder, can_decode, check_weights
+
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
 
@@ -71,9 +73,10 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    weights: str = "fp32",
 ) -> Tensor:
     """idx (B,T0) followed by max_new_tokens more ids per row, (B, T0 + max_new_tokens) int64; arguments as `stream`."""
-    steps = stream(model, idx, max_new_tokens, temperature, top_k, top_p, seed)
+    steps = stream(model, idx, max_new_tokens, temperature, top_k, top_p, seed, weights)
     return torch.cat([idx, *(ids[:, None] for ids in steps)], dim=1)
 
 
@@ -85,6 +88,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    weights: str = "fp32",
 ) -> Iterator[Tensor]:
     """Yields, step by step, the next id of each row: (B,) int64. Never uses dropout and leaves the model's mode alone.
 
@@ -94,11 +98,15 @@ def stream(
     top_p: only the smallest set of most likely tokens whose probabilities sum to top_p or more can come (nucleus
         sampling, Holtzman et al. 2020), 0 < top_p <= 1; applied after top_k.
     seed: of an own torch.Generator, so that the same arguments give the same ids; None draws from torch's generator.
+    weights: "fp32" for the parameters as they are. "bf16" and "int8" read a smaller copy of the matrices for each new
+        token, which is what a token's time goes into (gpt2c.decode); only for a model in fp32 on the CPU. The prompt is
+        read with the parameters themselves. The copy is made at the first call and again after parameters change.
 
     Past n_positions tokens the window slides as `window_start` says, with one warning.
     Raises TypeError, ValueError or IndexError, one sentence, at the call and not at the first step.
     """
     _check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
+    check_weights(model, weights)
     context = model.config.n_positions
     prompt = idx.shape[1] if isinstance(idx, Tensor) and idx.ndim == 2 else 0
     model.check_tokens(idx, longest=max(prompt, context))
@@ -110,7 +118,7 @@ def stream(
             stacklevel=3,
         )
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
-    return _steps(model, idx, max_new_tokens, temperature, top_k, top_p, generator)
+    return _steps(model, idx, max_new_tokens, temperature, top_k, top_p, generator, weights)
 
 
 @torch.no_grad()
@@ -122,20 +130,26 @@ def _steps(
     top_k: int | None,
     top_p: float | None,
     generator: torch.Generator | None,
+    weights: str,
 ) -> Iterator[Tensor]:
     context, total = model.config.n_positions, idx.shape[1] + max_new_tokens
     text = torch.empty(idx.shape[0], total, dtype=torch.int64, device=idx.device)
     text[:, : idx.shape[1]] = idx
     cache = KVCache(model, idx.shape[0], min(context, total))
+    fits = can_decode(model) and (idx.shape[0] <= MOST_ROWS or weights != "fp32")
+    decoder = Decoder(model, cache, weights) if fits else None
     start = -1  # no window yet
     for length in range(idx.shape[1], total):
         if window_start(length, context) != start:
             start = window_start(length, context)
             cache.clear()
-        known = cache.length
-        y = model.hidden(text[:, start + known : length].contiguous(), cache=cache)
-        last = y.view(idx.shape[0], length - start - known, y.shape[1])[:, -1]
-        ids = sample(model.logits(last).float(), temperature, top_k, top_p, generator)
+        new = text[:, start + cache.length : length].contiguous()
+        if decoder is not None and new.shape[1] == 1:
+            logits = decoder.step(new)
+        else:
+            y = model.hidden(new, cache=cache)
+            logits = model.logits(y.view(*new.shape, y.shape[1])[:, -1]).float()
+        ids = sample(logits, temperature, top_k, top_p, generator)
         text[:, length] = ids
         yield ids
 

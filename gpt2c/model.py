@@ -184,9 +184,10 @@ class GPT2(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        weights: str = "fp32",
     ) -> Tensor:
         """Continues each row of idx (B,T0): ids (B, T0 + max_new_tokens); see gpt2c.generate.stream."""
-        return generate(self, idx, max_new_tokens, temperature, top_k, top_p, seed)
+        return generate(self, idx, max_new_tokens, temperature, top_k, top_p, seed, weights)
 
     def stream(
         self,
@@ -196,9 +197,10 @@ class GPT2(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        weights: str = "fp32",
     ) -> Iterator[Tensor]:
         """Yields the next ids (B,) as they come; see gpt2c.generate.stream."""
-        return stream(self, idx, max_new_tokens, temperature, top_k, top_p, seed)
+        return stream(self, idx, max_new_tokens, temperature, top_k, top_p, seed, weights)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> GPT2:

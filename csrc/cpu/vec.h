@@ -9,6 +9,10 @@
 
 #include "dtype.h"
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #define GPT2C_INLINE static inline __attribute__((always_inline))
 
 namespace gpt2c::GPT2C_ISA {
@@ -19,6 +23,8 @@ typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
 typedef uint16_t vh __attribute__((vector_size(2 * W)));
+typedef int16_t vs __attribute__((vector_size(2 * W)));
+typedef int8_t vb __attribute__((vector_size(W)));
 typedef uint64_t vul __attribute__((vector_size(8 * W)));
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -51,6 +57,25 @@ GPT2C_INLINE vf load(const bf16* p) {
     vh h;
     __builtin_memcpy(&h, p, sizeof h);
     return bitcast<vf>(__builtin_convertvector(h, vu) << 16);
+}
+
+// GCC 12's __builtin_convertvector from 8 to 32 bits takes one element after the other, at a sixth of the speed.
+GPT2C_INLINE vf load(const int8_t* p) {
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const vi v = bitcast<vi>(_mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif defined(__AVX2__)
+    __m256i parts[W / 8];
+    for (int i = 0; i < W / 8; ++i)
+        parts[i] = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * i)));
+    vi v;
+    __builtin_memcpy(&v, parts, sizeof v);
+#else
+    vb b;
+    __builtin_memcpy(&b, p, sizeof b);
+    const vi v = __builtin_convertvector(__builtin_convertvector(b, vs), vi);
+#endif
+    return __builtin_convertvector(v, vf);
 }
 
 GPT2C_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }

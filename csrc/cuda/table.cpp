@@ -6,6 +6,7 @@ namespace gpt2c::cuda {
 // There are none (kernels.h): null, hence the weak declarations.
 __attribute__((weak)) cross_entropy_count_t cross_entropy_count;
 __attribute__((weak)) matmul_t matmul;
+__attribute__((weak)) decode_t decode;
 
 const Kernels kernels = {
 #define GPT2C_ENTRY(name) name,

@@ -134,7 +134,7 @@ def _words(arg: object, storages: dict[int, torch.UntypedStorage]) -> list[bytes
         buffer = list(storages).index(storage.data_ptr())
         return [struct.pack("<q", (buffer + 1 << 40) + arg.storage_offset() * arg.element_size())]
     if isinstance(arg, torch.dtype):
-        return [struct.pack("<q", _native.DTYPES[arg])]
+        return [struct.pack("<q", _native.DTYPE_NUMBERS[arg])]
     if isinstance(arg, float):
         return [struct.pack("<d", arg)]
     if isinstance(arg, (list, tuple)):
