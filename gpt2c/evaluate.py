@@ -7,8 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from gpt2c.data import Batch
+from gpt2c.decode import Decoder, check_weights
+from gpt2c.generate import KVCache
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import Tokenizer, decode, printable
 
@@ -26,6 +29,23 @@ def validation_loss(model: GPT2, batches: Iterable[Batch]) -> float:
         total += float(loss) * targets.numel()  # batches may differ in size
         tokens += targets.numel()
     model.train()
+    return total / tokens
+
+
+@torch.no_grad()
+def decoding_loss(model: GPT2, batches: Iterable[Batch], weights: str = "fp32") -> float:
+    """Mean cross-entropy over all tokens of the batches as `validation_loss`, but token by token, as generation does.
+
+    weights: what generation reads, see gpt2c.generate.stream. The difference between two of them is what packing costs.
+    Raises ValueError, one sentence, where the weights are not possible for the model.
+    """
+    check_weights(model, weights)
+    total, tokens = 0.0, 0
+    for idx, targets in batches:
+        decoder = Decoder(model, KVCache(model, *idx.shape), weights)
+        for ids, wanted in zip(idx.t(), targets.t(), strict=True):
+            total += float(F.cross_entropy(decoder.step(ids), wanted, reduction="sum"))
+        tokens += targets.numel()
     return total / tokens
 
 

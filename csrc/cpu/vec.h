@@ -155,14 +155,23 @@ GPT2C_INLINE vf sqrt(vf a) {
     return a;
 }
 
-// Lanes are combined as a balanced tree: the same order whatever the instructions.
-GPT2C_INLINE float sum(vf v) {
-    float lanes[W];
-    store(lanes, v);
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
+// Lanes are combined as a balanced tree: the same order whatever the instructions. It is made of halves of vectors: the
+// same tree as a loop over an array made decoding take 18.9 ms instead of 16.5 (GPT-2 124M in int8, 8 rows, AVX-512).
+template <int N>
+struct Lanes {
+    typedef float type __attribute__((vector_size(4 * N)));
+};
+template <int N>
+GPT2C_INLINE float sum_lanes(typename Lanes<N>::type v) {
+    if constexpr (N == 1) {
+        return v[0];
+    } else {
+        typename Lanes<N / 2>::type halves[2];
+        __builtin_memcpy(halves, &v, sizeof v);
+        return sum_lanes<N / 2>(halves[0] + halves[1]);
+    }
 }
+GPT2C_INLINE float sum(vf v) { return sum_lanes<W>(v); }
 
 GPT2C_INLINE float max_lane(vf v) {
     float lanes[W];
