@@ -90,15 +90,20 @@ def check_weights(model: GPT2, weights: object) -> None:
     if weights not in WEIGHTS:
         raise ValueError(f"generate: weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
     if weights != "fp32" and not can_decode(model):
-        parameter = model.wte.weight
-        found = f"{str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
-        raise ValueError(f"generate: weights is {weights!r} for a model in {found}, expected one in float32 on cpu")
+        raise ValueError(f"generate: weights is {weights!r} for {_describe(model)}, expected one in float32 on cpu")
+
+
+def _describe(model: GPT2) -> str:
+    parameter = model.wte.weight
+    return f"a model in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
 
 
 class Decoder:
     """Steps of one model over one cache. While it lives, the model's parameters must not be freed or resized."""
 
     def __init__(self, model: GPT2, cache: KVCache, weights: str = "fp32") -> None:
+        if not can_decode(model):
+            raise ValueError(f"decode: model is {_describe(model)}, expected one in float32 on cpu")
         config = model.config
         self.cache, self.weights = cache, weights_of(model, weights)
         self.vectors = _native.Addresses([parameter.detach() for parameter in _vectors(model)])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from checks import assert_close, check_deterministic
 from torch import Tensor
 from twin import Twin
 
 from gpt2c.config import GPT2Config
 from gpt2c.decode import WEIGHTS, Decoder, pack, weights_of
+from gpt2c.evaluate import decoding_loss
 from gpt2c.generate import KVCache
 from gpt2c.model import GPT2
 
@@ -130,6 +132,15 @@ class TestPacking:
         assert not torch.equal(decode_all(model, idx, weights), before)
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_decoding_loss_is_the_cross_entropy_of_the_packed_weights(weights):
+    model = make_model("odd")
+    batches = [(make_ids(model, rows), make_ids(model, rows)) for rows in (3, 2)]
+    logits = torch.cat([reference(model, idx, weights).flatten(0, 1) for idx, _ in batches])
+    expected = F.cross_entropy(logits, torch.cat([targets.flatten() for _, targets in batches]))
+    assert decoding_loss(model, batches, weights) == pytest.approx(float(expected), rel=1e-5)
+
+
 class TestGenerate:
     @pytest.mark.parametrize("weights", ["bf16", "int8"])
     def test_text_is_that_of_the_packed_weights(self, weights):
@@ -152,6 +163,11 @@ class TestGenerate:
 
 
 class TestDecoder:
+    def test_refuses_another_dtype(self):
+        model = make_model("odd").to(torch.bfloat16)
+        with pytest.raises(ValueError, match="decode: model is a model in bfloat16 on cpu, expected one in float32"):
+            Decoder(model, KVCache(model, 2, 1))
+
     def test_refuses_a_full_cache_and_wrong_ids(self):
         model = make_model("odd")
         decoder = Decoder(model, KVCache(model, 2, 1))
