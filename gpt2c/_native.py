@@ -71,7 +71,8 @@ def call(kernel: str, *args: object) -> int | None:
     """
     if FORCED_ISA_PROBLEM:
         raise ValueError(FORCED_ISA_PROBLEM)
-    values = [*[_lower(arg) for arg in args], torch.get_num_threads()]
+    values = [arg if type(arg) in _NUMBERS else _lower(arg) for arg in args]
+    values.append(torch.get_num_threads())
     gpu = _gpu_of(args)
     return getattr(_ext, kernel)(*values) if gpu < 0 else _call_cuda(kernel, values, gpu)
 
@@ -140,6 +141,9 @@ def _count_on_device(targets: Tensor, V: int, ignore_index: int) -> Tensor:
     return kept.sum()
 
 
+_NUMBERS = frozenset((int, float, bool))  # most arguments, passed as they are: asked first, as calls cost microseconds
+
+
 def _lower(arg: object) -> object:
     if isinstance(arg, Tensor):
         if arg.numel() and not arg.untyped_storage().nbytes():
@@ -152,7 +156,7 @@ def _lower(arg: object) -> object:
     if isinstance(arg, Addresses):
         return arg.lowered
     if isinstance(arg, (tuple, list)):
-        return [_lower(item) for item in arg]
+        return [item if type(item) in _NUMBERS else _lower(item) for item in arg]
     return arg
 
 

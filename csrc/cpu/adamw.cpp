@@ -114,12 +114,12 @@ void grad_norm(DType dtype, const void* const* grads, const int64_t* sizes, int6
             double total = 0;
             for (int64_t start = 0; start < chunk.size; start += 1024) {
                 const int64_t left = chunk.size - start;
-                vf squares{};
-                for_lanes(left < 1024 ? left : 1024, [&](int64_t i, auto lanes) {
+                Sum squares;
+                for_lanes4(left < 1024 ? left : 1024, [&](int64_t i, auto lanes, auto part) {
                     const vf g = lanes.get(grad + start + i);
-                    squares += g * g;
+                    squares.parts[part.value] += g * g;
                 });
-                total += sum(squares);
+                total += sum(squares.total());
             }
             partials[task] = total;
         });

@@ -73,7 +73,7 @@ void forward_block(const AttentionShape& s, const T* q, const T* k, const T* v, 
         online_softmax(block, scores, softmax, dropout);
         rescale_rows(block, softmax.rescale, acc, Dp);
         for (int64_t i = 0; i < block.queries; i += kTileRows)
-            multiply<true>(kTileRows, Dp / W, block.keys_seen_by(i + kTileRows - 1), {scores + i, 1, kQueries},
+            multiply<true>(kTileRows, Dp / W, block.keys_seen_by(i + kTileRows - 1), DenseM<kQueries>{scores + i},
                            values.data, values.stride, acc + i * Dp, Dp);
     }
     for (int64_t i = 0; i < block.queries; ++i) {
@@ -151,12 +151,12 @@ struct QueryBlock {
         for (int64_t j = 0; j < block.keys; j += kTileRows) {
             const int64_t left = block.keys - j, M = left < kTileRows ? left : kTileRows;
             const int64_t i = block.first_query_seeing(j), seen = block.queries - i;
-            multiply<true>(M, Dp / W, seen, {p + j * kQueries + i, kQueries, 1}, do_ + i * Dp, Dp, dv + j * Dp, Dp);
-            multiply<true>(M, Dp / W, seen, {ds + j * kQueries + i, kQueries, 1}, q + i * Dp, Dp, dk + j * Dp, Dp);
+            multiply<true>(M, Dp / W, seen, DenseK{p + j * kQueries + i, kQueries}, do_ + i * Dp, Dp, dv + j * Dp, Dp);
+            multiply<true>(M, Dp / W, seen, DenseK{ds + j * kQueries + i, kQueries}, q + i * Dp, Dp, dk + j * Dp, Dp);
         }
         for (int64_t i = 0; i < block.queries; i += kTileRows)
-            multiply<true>(kTileRows, Dp / W, block.keys_seen_by(i + kTileRows - 1), {ds + i, 1, kQueries}, keys.data,
-                           keys.stride, dq + i * Dp, Dp);
+            multiply<true>(kTileRows, Dp / W, block.keys_seen_by(i + kTileRows - 1), DenseM<kQueries>{ds + i},
+                           keys.data, keys.stride, dq + i * Dp, Dp);
     }
 };
 

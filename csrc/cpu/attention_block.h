@@ -133,7 +133,7 @@ static inline void scores_of(const Block& block, Rows rows, const float* columns
         const int64_t col = block.first_query_seeing(j) / W * W;
         const int64_t left = block.keys - j;
         multiply<false>(left < kTileRows ? left : kTileRows, block.query_vecs() - col / W, D,
-                        {rows.data + j * rows.stride, rows.stride, 1}, columns + col, kQueries,
+                        DenseK{rows.data + j * rows.stride, rows.stride}, columns + col, kQueries,
                         out + j * kQueries + col, kQueries);
     }
 }

@@ -6,9 +6,11 @@ namespace {
 template <class T>
 float row_max(const T* x, int64_t V) {
     const vf lowest = broadcast(-__builtin_inff());
-    vf top = lowest;
-    for_lanes(V, [&](int64_t c, auto lanes) { top = max(top, lanes.masked(lanes.get(x + c), lowest)); });
-    return max_lane(top);
+    vf top[4] = {lowest, lowest, lowest, lowest};
+    for_lanes4(V, [&](int64_t c, auto lanes, auto part) {
+        top[part.value] = max(top[part.value], lanes.masked(lanes.get(x + c), lowest));
+    });
+    return max_lane(max(max(top[0], top[1]), max(top[2], top[3])));
 }
 
 // Sum of e^(x - top). Spans are added in fp64: fifty thousand terms in fp32 would cost the last two digits.
@@ -17,10 +19,11 @@ double row_sum_exp(const T* x, float top, int64_t V) {
     constexpr int64_t kSpan = 1024;
     double total = 0;
     for (int64_t start = 0; start < V; start += kSpan) {
-        vf span{};
-        for_lanes(V - start < kSpan ? V - start : kSpan,
-                  [&](int64_t c, auto lanes) { span += lanes.masked(exp(lanes.get(x + start + c) - top)); });
-        total += sum(span);
+        Sum span;
+        for_lanes4(V - start < kSpan ? V - start : kSpan, [&](int64_t c, auto lanes, auto part) {
+            span.parts[part.value] += lanes.masked(exp(lanes.get(x + start + c) - top));
+        });
+        total += sum(span.total());
     }
     return total;
 }

@@ -13,16 +13,16 @@ struct Moments {
 template <class T>
 Moments moments(const T* x, int64_t C) {
     const float size = static_cast<float>(C);
-    vf total{}, centred{}, squares{};
-    for_lanes(C, [&](int64_t c, auto lanes) { total += lanes.get(x + c); });
-    const float mean = sum(total) / size;
-    for_lanes(C, [&](int64_t c, auto lanes) {
+    Sum total, centred, squares;
+    for_lanes4(C, [&](int64_t c, auto lanes, auto part) { total.parts[part.value] += lanes.get(x + c); });
+    const float mean = sum(total.total()) / size;
+    for_lanes4(C, [&](int64_t c, auto lanes, auto part) {
         const vf d = lanes.masked(lanes.get(x + c) - mean);
-        centred += d;
-        squares += d * d;
+        centred.parts[part.value] += d;
+        squares.parts[part.value] += d * d;
     });
-    const float error = sum(centred) / size;
-    const float variance = sum(squares) / size - error * error;
+    const float error = sum(centred.total()) / size;
+    const float variance = sum(squares.total()) / size - error * error;
     return {mean + error, variance < 0 ? 0 : variance};  // below 0 by rounding only; nan stays nan
 }
 

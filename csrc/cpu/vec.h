@@ -14,6 +14,12 @@
 #endif
 
 #define GPT2C_INLINE static inline __attribute__((always_inline))
+#define GPT2C_MEMBER inline __attribute__((always_inline))
+#ifdef __clang__
+#define GPT2C_UNROLL _Pragma("unroll")
+#else
+#define GPT2C_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 namespace gpt2c::GPT2C_ISA {
 
@@ -28,6 +34,11 @@ typedef int8_t vb __attribute__((vector_size(W)));
 typedef uint64_t vul __attribute__((vector_size(8 * W)));
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+template <int N>
+struct Int {
+    static constexpr int value = N;
+};
 
 template <class To, class From>
 GPT2C_INLINE To bitcast(From from) {
@@ -144,6 +155,27 @@ GPT2C_INLINE void for_lanes(int64_t n, F&& f) {
     int64_t i = 0;
     for (; i + W <= n; i += W) f(i, Full{});
     if (i < n) f(i, Tail{n - i});
+}
+
+// A sum in four accumulators: one would wait four cycles for each of its own additions. Vectors are dealt out in turn.
+struct Sum {
+    vf parts[4] = {};
+    GPT2C_MEMBER vf total() const { return (parts[0] + parts[1]) + (parts[2] + parts[3]); }
+};
+
+// Calls f(i, lanes, part) as for_lanes does, four vectors to a round; part = 0, 1, 2, 3 in turn is known to the
+// compiler.
+template <class F>
+GPT2C_INLINE void for_lanes4(int64_t n, F&& f) {
+    int64_t i = 0;
+    for (; i + 4 * W <= n; i += 4 * W) {
+        f(i, Full{}, Int<0>{});
+        f(i + W, Full{}, Int<1>{});
+        f(i + 2 * W, Full{}, Int<2>{});
+        f(i + 3 * W, Full{}, Int<3>{});
+    }
+    for (; i + W <= n; i += W) f(i, Full{}, Int<0>{});
+    if (i < n) f(i, Tail{n - i}, Int<1>{});
 }
 
 // ---- arithmetic

@@ -32,15 +32,16 @@ def define(
     run: Callable,
     fake: Callable,
     autograd: type[torch.autograd.Function] | None = None,
-) -> torch._ops.OpOverload:
-    """Defines ``gpt2c::<schema>`` and returns it.
+) -> Callable:
+    """Defines ``gpt2c::<schema>`` and returns a function that calls it.
 
     All are given the operator's arguments: `check` raises where they are wrong, `run` allocates and calls the kernel,
     `fake` gives empty outputs (for ``torch.compile`` and the Meta backend). `autograd`, whose ``forward`` calls the
     operator, makes it differentiable; without it the operator refuses inputs that need a gradient.
 
     ``define`` with an ``autograd.Function`` under the Autograd key, rather than ``torch.library.custom_op`` and
-    ``register_autograd``: measured on 8x8 inputs, 113 us against 149 us forward and backward (torch 2.13).
+    ``register_autograd``: measured on 8x8 inputs, 113 us against 149 us forward and backward (torch 2.13). The function
+    goes past the dispatcher where that would only lead back here: 11 us less without gradients, 25 us less with them.
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)
@@ -65,12 +66,41 @@ def define(
     def differentiable(*args: object) -> object:
         if not (torch.is_grad_enabled() and any(map(_needs_grad, args))):
             return below(*args)
+        return apply(*args)
+
+    def apply(*args: object) -> object:
         if autograd is None:
             raise NotImplementedError(f"{name}: is not differentiable, expected no input that requires a gradient")
         return autograd.apply(*args)
 
     LIBRARY.impl(name, differentiable, "Autograd")
-    return op
+
+    def call(*args: object) -> object:
+        if not _is_plain(args):
+            return op(*args)
+        return (apply if torch.is_grad_enabled() and any(map(_needs_grad, args)) else checked_run)(*args)
+
+    return call
+
+
+def _is_plain(args: tuple) -> bool:
+    """Nobody listens at the dispatcher (compilers, fake tensors, function transforms, autocast, profilers), and all
+    tensors are torch's own, in memory that a kernel reads."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd._profiler_enabled()
+    ) and all(map(_is_ordinary, args))
+
+
+def _is_ordinary(arg: object) -> bool:
+    kind = type(arg)
+    if kind is Tensor or kind is torch.nn.Parameter:
+        return arg.is_cpu or arg.is_cuda
+    if kind is list or kind is tuple:
+        return all(map(_is_ordinary, arg))
+    return not isinstance(arg, Tensor)
 
 
 def _needs_grad(arg: object) -> bool:

@@ -66,7 +66,7 @@ def run_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
 
 
 def _fake_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _check_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> None:
@@ -87,7 +87,7 @@ def run_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -
 
 
 def _fake_backward(dy: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> tuple[Tensor, Tensor]:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty(0 if bias is None else bias.shape)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(0 if bias is None else bias.shape)
 
 
 class _Gelu(torch.autograd.Function):

@@ -79,7 +79,7 @@ def run_forward(
 def _fake_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = x.new_empty(0) if residual is None else torch.empty_like(y)
     mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     return h, y, mean, torch.empty_like(mean)
@@ -117,8 +117,9 @@ def run_backward(
 def _fake_backward(
     dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    dx = torch.empty_like(h, memory_format=torch.contiguous_format)
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return dx, dweight, torch.empty_like(dweight)
 
 
 class _Layernorm(torch.autograd.Function):
