@@ -135,7 +135,7 @@ class TrainConfig:
 # longer. `data` is a name; its tokens are compared by their fingerprint instead.
 MAY_CHANGE = frozenset(
     ("data", "out", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "log_every")
-    + ("checkpoint_every", "keep")
+    + ("checkpoint_every", "keep", "recompute")
 )
 
 
@@ -168,12 +168,12 @@ def load_preset(name: str) -> TrainConfig:
     return TrainConfig.from_dict(values, source=f"the preset {name}")
 
 
-_KINDS = {int: "an integer", float: "a number", str: "a string", Path: "a string"}
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a string"}
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool):
-        return False
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
     if kind is float:
         return isinstance(value, (int, float))
     if kind in (int, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -167,8 +168,7 @@ def test_train_ends_with_text_and_paths(capsys: pytest.CaptureFixture, tmp_path:
 def test_flags_and_own_preset_files(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     config = tiny.config(tmp_path)
     preset = tmp_path / "mine.toml"
-    values = {name: f"'{value}'" if isinstance(value, str) else value for name, value in config.to_dict().items()}
-    preset.write_text("\n".join(f"{name} = {value}" for name, value in values.items()))
+    preset.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in config.to_dict().items()))
     output(capsys, "train", "--preset", str(preset), "--steps", "3")
     assert checkpoint.read_record(checkpoint.latest(tmp_path / "run")).step == 3
 
