@@ -47,15 +47,18 @@ class Floors:
 def measure_floors(
     device: torch.device = CPU, dtype: torch.dtype = torch.float32, cold: bool = False, quick: bool = False
 ) -> Floors:
-    """Medians. cold: what is measured beside these has cold caches, so that only memory's rates count. quick: on so
-    little memory that the numbers mean nothing."""
-    repeats = 2 if quick else 7
+    """Rates of the fastest tenth, since a floor is what can be had at best.
+
+    cold: what is measured beside these has cold caches, so that only memory's rates count. quick: on so little memory
+    that the numbers mean nothing.
+    """
+    repeats = 2 if quick else 10
     size = 1 << 20 if quick else MEMORY_BYTES
     a, b = (torch.ones(size // 2 // dtype.itemsize, dtype=dtype, device=device) for _ in range(2))
     passes = {"copy": lambda: b.copy_(a), "update": lambda: a.mul_(1), "read": a.sum}
     moved = {"copy": 2 * a.nbytes, "update": 2 * a.nbytes, "read": a.nbytes}
     times = interleaved(passes, repeats, device)
-    rates = {name: moved[name] / times[name].median for name in passes}
+    rates = {name: moved[name] / times[name].low for name in passes}
     cached = {} if cold or quick or device.type == "cuda" else _cached(dtype, repeats)
     return Floors(**rates, gemm=_gemm(device, dtype, repeats, quick), cached=cached)
 
@@ -64,7 +67,7 @@ def _cached(dtype: torch.dtype, repeats: int) -> dict[int, float]:
     rates = {}
     for size in CACHED_BYTES:  # read and written, so of a tensor of half of it
         x = torch.ones(size // 2 // dtype.itemsize, dtype=dtype)
-        rates[size] = size / interleaved({"update": lambda x=x: x.mul_(1)}, 3 * repeats)["update"].median
+        rates[size] = size / interleaved({"update": lambda x=x: x.mul_(1)}, 3 * repeats)["update"].low
     return rates
 
 
@@ -75,5 +78,5 @@ def _gemm(device: torch.device, dtype: torch.dtype, repeats: int, quick: bool) -
         a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
         out = a.new_empty(m, n)
         taken = interleaved({"mm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)}, repeats, device)["mm"]
-        rates.append(2 * m * k * n / taken.median)
+        rates.append(2 * m * k * n / taken.low)
     return max(rates)
