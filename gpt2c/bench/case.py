@@ -17,6 +17,7 @@ from gpt2c.errors import reason
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
 OURS = "gpt2c"
 COMPILED = "torch.compile"
+RECOMPUTING = "gpt2c, recompute"
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + backward"
 
 

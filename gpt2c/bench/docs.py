@@ -21,8 +21,7 @@ PAGE = "performance.md"
 RUNS = {
     "kernels": "kernels --sizes B4xT64 B4xT256 B1xT1024 small --seconds 0.3",
     "kernels-cold": "kernels --sizes B4xT256 --parts sizes --seconds 0.3 --cold --compile",
-    "train": "train --sizes B4xT64 B4xT256 B1xT1024 --steps 5",
-    "train-compile": "train --sizes B4xT64 --steps 8 --compile",
+    "train": "train --sizes B4xT64 B4xT256 B1xT1024 --steps 7 --compile --recompute",
     "train-small": "train --recipe shakespeare --steps 200",
     "train-scaling": "train --scaling model length threads",
 }

@@ -1,4 +1,4 @@
-"""What this machine can do at best: the rates of torch's simplest passes over memory and of its matrix product."""
+"""What this machine can do at best: the rates of torch's simplest passes over memory and of the best matrix product."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gpt2c.bench.timing import CPU, interleaved
+from gpt2c.ops.matmul import multiply
 
 MEMORY_BYTES = 512 << 20  # more than any cache holds
 CACHED_BYTES = tuple(1 << 20 << i for i in range(0, 7, 2))
@@ -18,7 +19,7 @@ class Floors:
     """Bytes and operations a second.
 
     copy: into another tensor, bytes read and written (the processor may read the target's lines too, which is not
-    counted); update: in place, bytes read and written; read: a sum, bytes read; gemm: the best of a few products;
+    counted); update: in place, bytes read and written; read: a sum, bytes read; gemm: the best of a few products, torch's and ours;
     cached: of updates in place of so many bytes, which stay in the caches.
     """
 
@@ -77,6 +78,9 @@ def _gemm(device: torch.device, dtype: torch.dtype, repeats: int, quick: bool) -
     for m, k, n in sizes:
         a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
         out = a.new_empty(m, n)
-        taken = interleaved({"mm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)}, repeats, device)["mm"]
-        rates.append(2 * m * k * n / taken.low)
+        sides = {
+            "torch": lambda a=a, b=b, out=out: torch.mm(a, b, out=out),
+            "gpt2c": lambda a=a, b=b, out=out: multiply(a, b, out),
+        }
+        rates += [2 * m * k * n / taken.low for taken in interleaved(sides, repeats, device).values()]
     return max(rates)

@@ -7,7 +7,7 @@ from gpt2c.bench.plots import FLOOR, bars, count_axis, legend_below, line, panel
 from gpt2c.bench.report import Report
 
 OP_COLOURS = ("tab:red", "tab:blue", "tab:cyan", "tab:green", "tab:olive", "tab:purple", "tab:pink", "tab:brown",
-              "tab:orange", "tab:gray")  # fmt: skip
+              "tab:orange", "tab:gray", "black")  # fmt: skip
 
 
 def draw(report: Report) -> dict[str, bytes]:

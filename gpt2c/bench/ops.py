@@ -129,6 +129,19 @@ def _sdpa_peers(device: torch.device, causal: bool) -> dict[str, Function]:
     return {f"SDPA {b.name.removesuffix('_ATTENTION').lower()}": peer([b]) for b in GPU_BACKENDS}
 
 
+def matmul(setting: Setting) -> list[Case]:
+    """The products of a layer: qkv, the two of the MLP, and the gradients of both operands of the MLP's first."""
+    N, C, e = setting.sizes.N, setting.sizes.C, setting.dtype.itemsize
+    found = []
+    for K, M in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)):
+        moved, flops = (N * K + K * M + N * M) * e, 2 * N * K * M
+        found += setting.cases(
+            "matmul", f"{N} x {K} x {M}", ops.matmul, torch.mm, lambda K=K, M=M: [setting.new(N, K), setting.new(K, M)],
+            Work(moved, flops), Work(2 * moved, 2 * flops),
+        )  # fmt: skip
+    return found
+
+
 def layernorm(setting: Setting) -> list[Case]:
     (N, C), moved = (setting.sizes.N, setting.sizes.C), setting.sizes.N * setting.sizes.C * setting.dtype.itemsize
     return setting.cases(
@@ -255,6 +268,6 @@ def grad_norm(setting: Setting) -> list[Case]:
 
 OPS: dict[str, Callable[[Setting], list[Case]]] = {
     f.__name__: f
-    for f in (attention, layernorm, residual_layernorm, gelu, bias_gelu, cross_entropy, linear_cross_entropy,
+    for f in (matmul, attention, layernorm, residual_layernorm, gelu, bias_gelu, cross_entropy, linear_cross_entropy,
               embedding, adamw, grad_norm)
 }  # fmt: skip

@@ -6,9 +6,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from gpt2c.bench.case import COMPILED, OURS
+from gpt2c.bench.case import COMPILED, OURS, RECOMPUTING
 
-COLOURS = {OURS: "#08519c", "torch": "#d94801", COMPILED: "#fdae6b", "T x T matrix": "#969696"}
+COLOURS = {OURS: "#08519c", RECOMPUTING: "#6baed6", "torch": "#d94801", COMPILED: "#fdae6b", "T x T matrix": "#969696"}
 FLOOR = {"color": "#525252", "linestyle": "--", "linewidth": 1.0}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import gpt2c
 from gpt2c import _native
 from gpt2c.bench import machine
-from gpt2c.bench.case import COMPILED, OURS
+from gpt2c.bench.case import COMPILED, OURS, RECOMPUTING
 from gpt2c.bench.twin import Twin
 from gpt2c.data import load_dataset
 from gpt2c.errors import UserError, reason
@@ -93,12 +93,14 @@ class Trainer:
 
     def __init__(self, name: str, config: TrainConfig) -> None:
         self.name, self.config = name, config
+        self.is_ours = name in (OURS, RECOMPUTING)
         tokenizer = get_tokenizer(config.tokenizer)
         self.dataset = load_dataset(config.data, tokenizer, config.val_fraction, config.context)
         torch.manual_seed(config.seed)
         self.model: nn.Module = gpt2c.GPT2(config.model_config(tokenizer.vocab_size))
         self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, config)
-        if name != OURS:
+        self.model.recompute = name == RECOMPUTING
+        if not self.is_ours:
             self.model = Twin.of(self.model)
             self.optimizer = _torch_optimizer(self.model, config)
         self.run = torch.compile(self.model, dynamic=False) if name == COMPILED else self.model
@@ -109,7 +111,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
         start = time.perf_counter()
-        if self.name == OURS:
+        if self.is_ours:
             loss, norm = accumulate_gradients(self.model, self.optimizer, batches)
             self.optimizer.step(grad_scale=clip_coefficient(loss, norm, self.config.grad_clip))
         else:
@@ -138,7 +140,7 @@ def _serve(name: str, config: TrainConfig, threads: int, pipe: Connection) -> No
     """Answer the requests of a Side until it hangs up; an error is an answer, too."""
     torch.set_num_threads(threads)
     try:
-        if name == OURS:
+        if name in (OURS, RECOMPUTING):
             _native.keep_heap()  # as `gpt2c train` does
         Trainer("torch" if name == COMPILED else name, dataclasses.replace(config, **TINY)).step(1)
         imports = machine.peak_bytes()

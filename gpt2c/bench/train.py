@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from gpt2c.bench import machine, recipes, train_plots
 from gpt2c.bench.benchmark import Benchmark, using_threads
-from gpt2c.bench.case import COMPILED, OURS
+from gpt2c.bench.case import COMPILED, OURS, RECOMPUTING
 from gpt2c.bench.floors import Floors, measure_floors
 from gpt2c.bench.kernels import thread_counts
 from gpt2c.bench.recipes import Job
@@ -44,6 +44,8 @@ class Train(Benchmark):
     """Optimizer steps; the learning rate's cosine ends there."""
     compile: bool = False
     """Also beside torch.compile, whose first step takes a minute and needs a C++ compiler."""
+    recompute: bool = False
+    """Also with activations computed again in the backward, which takes less memory and more time."""
     scaling: tuple[Literal["model", "length", "threads"], ...] = ()
     """Instead, three steps each: models from 10M to 774M, windows from 64 to 4096 tokens, one thread to all."""
 
@@ -67,7 +69,7 @@ class Train(Benchmark):
             return measure_floors(quick=self.quick)
 
     def _sides(self) -> tuple[str, ...]:
-        return (OURS, "torch", COMPILED) if self.compile else (OURS, "torch")
+        return (OURS, "torch", *[COMPILED] * self.compile, *[RECOMPUTING] * self.recompute)
 
     def _jobs(self, part: str, threads: int) -> list[Job]:
         steps = SCALING_STEPS if part != "sizes" or self.quick else self.steps
