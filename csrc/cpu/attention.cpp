@@ -211,9 +211,10 @@ void attention_forward(const AttentionShape& s, const void* q, const void* k, co
         using T = decltype(t);
         parallel_for(s.B * s.H * blocks, threads, [&](int64_t task) {
             const int64_t head = task / blocks, b = head / s.H, h = head % s.H;
+            const int64_t block = blocks - 1 - task % blocks;  // the last one, which sees most keys, first
             forward_block(s, at<T>(q, q_strides, b, h), at<T>(k, k_strides, b, h), at<T>(v, v_strides, b, h),
                           at<T>(o, o_strides, b, h), lse + head * s.Tq, q_strides.t, k_strides.t, v_strides.t,
-                          o_strides.t, task % blocks * kQueries, head);
+                          o_strides.t, block * kQueries, head);
         });
     });
 }
