@@ -19,8 +19,8 @@ class Floors:
     """Bytes and operations a second.
 
     copy: into another tensor, bytes read and written (the processor may read the target's lines too, which is not
-    counted); update: in place, bytes read and written; read: a sum, bytes read; gemm: the best of a few products, torch's and ours;
-    cached: of updates in place of so many bytes, which stay in the caches.
+    counted); update: in place, bytes read and written; read: a sum, bytes read; gemm: the best of a few products,
+    torch's and ours; cached: of updates in place of so many bytes, which stay in the caches.
     """
 
     copy: float

@@ -41,7 +41,8 @@ def define(
 
     ``define`` with an ``autograd.Function`` under the Autograd key, rather than ``torch.library.custom_op`` and
     ``register_autograd``: measured on 8x8 inputs, 113 us against 149 us forward and backward (torch 2.13). The function
-    goes past the dispatcher where that would only lead back here: 11 us less without gradients, 25 us less with them.
+    goes past the dispatcher where that would only lead back here: layernorm's forward and backward take 98 us then
+    instead of 124 (with the cheaper _native.call).
     """
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)

@@ -103,6 +103,7 @@ def _run_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> 
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"embedding_backward: idx[{bad // T}, {bad % T}] is out of range, expected ids in [0, {V})")
+    torch.autograd.graph.increment_version(dwte)
     return dwpe.to(dx.dtype)
 
 
