@@ -1,4 +1,4 @@
-"""GPT-2 from scratch on PyTorch, with fused C++ kernels for everything but the matrix products."""
+"""GPT-2 from scratch on PyTorch, with fused C++ kernels."""
 
 from importlib.metadata import PackageNotFoundError, version
 
