@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2c.config import GPT2Config
-from gpt2c.generate import sample, window_start
+from gpt2c.generate import _nucleus, sample, window_start
 from gpt2c.model import GPT2
 
 V = 61
@@ -173,6 +173,18 @@ class TestSampling:
         # Four quarters, exact in binary: two reach 0.5, and of equals the first come first.
         assert self.frequencies([0.0] * 4, temperature=1.0, top_p=0.5).keys() == {0, 1}
         assert self.frequencies([0.0] * 4, temperature=1.0, top_p=0.51).keys() == {0, 1, 2}
+
+    def test_the_nucleus_of_a_large_vocabulary(self):
+        equal = torch.full((2, 4096), 2.0**-12)
+        assert torch.equal(_nucleus(equal, 0.25).nonzero()[:, 1], torch.arange(1024).repeat(2))
+        probabilities = (torch.randn(3, 5000) * torch.tensor([[0.1], [1.0], [5.0]])).softmax(dim=-1)
+        for top_p in (0.01, 0.5, 0.99, 0.9999):
+            found = _nucleus(probabilities, top_p)
+            for row, kept in zip(probabilities, found, strict=True):
+                ordered = row.sort(descending=True).values
+                count = int((ordered.cumsum(0) - ordered < top_p).sum())
+                assert torch.equal(kept.sort(descending=True).values[:count], ordered[:count])
+                assert int(kept.count_nonzero()) == count
 
     def test_extremes_stay_sound(self):
         assert self.frequencies([1e30, 0.0, -1e30], temperature=1e-45) == {0: 1.0}
