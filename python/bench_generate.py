@@ -41,7 +41,7 @@ class Args:
     """Lengths of the prompts, in tokens."""
     batches: tuple[int, ...] = (1, 8)
     """Numbers of sequences."""
-    new_tokens: int = 16
+    new_tokens: int = 48
     """Tokens that are generated."""
     rounds: int = 5
     """Turns of every side; medians are shown."""
