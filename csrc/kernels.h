@@ -116,10 +116,10 @@ using cross_entropy_backward_t = void(DType dtype, const float* dloss, const voi
 // a row of x whose id is out of range becomes nan. Moves 2 s B T C, and wpe's rows once.
 using embedding_forward_t = int64_t(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x,
                                     int64_t B, int64_t T, int64_t C, int64_t V, int64_t start, int threads);
-// Adds to dwte (V, C), and fills dwpe (P, C), both fp32: rows are added in the order of positions (CUDA, for dwte: 32 at
-// a time to four sums in turn, which are added in order, and then to what is there).
-// Returns as the forward does. order (B T): the positions in idx, stably sorted by id; only CUDA needs it.
-// Moves 2 s B T C + 4 P C, 8 C more for each id that occurs and 4 C for each of T positions.
+// Adds to dwte (V, C), and fills dwpe (P, C), both fp32: rows are added in the order of positions (CUDA, for dwte: 32
+// at a time to four sums in turn, which are added in order, and then to what is there). Returns as the forward does.
+// order (B T): the positions in idx, stably sorted by id; only CUDA needs it. Moves 2 s B T C + 4 P C, 8 C more for
+// each id that occurs and 4 C for each of T positions.
 using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const int64_t* order, const void* dx, float* dwte,
                                      float* dwpe, int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start,
                                      int threads);
