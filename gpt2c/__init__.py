@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from gpt2c import ops
+from gpt2c._native import keep_heap
 from gpt2c.config import GPT2Config
 from gpt2c.model import GPT2
 from gpt2c.optim import AdamW
@@ -12,4 +13,4 @@ try:
 except PackageNotFoundError:  # run from the source tree
     __version__ = "0+unknown"
 
-__all__ = ["GPT2", "AdamW", "GPT2Config", "__version__", "ops"]
+__all__ = ["GPT2", "AdamW", "GPT2Config", "__version__", "keep_heap", "ops"]

@@ -13,7 +13,7 @@ import torch
 
 import gpt2c
 from gpt2c import ops
-from gpt2c.bench import benchmark, case, docs, floors, machine, recipes, report, timing, train
+from gpt2c.bench import account, benchmark, case, docs, floors, machine, recipes, report, timing, train
 from gpt2c.bench.case import BOTH, OURS, Case, Effort, Measured, Work
 from gpt2c.bench.floors import Floors
 from gpt2c.bench.kernels import Kernels
@@ -281,6 +281,19 @@ def test_training_as_the_context_grows(tmp_path: Path, capsys: pytest.CaptureFix
     _, found, pictures = measured(tmp_path, capsys, "train", "--scaling", "length", "--threads", "1")
     assert [path.name for path in pictures] == ["train-length.png"]
     assert [(r["part"], r["T"], r["tokens"]) for r in found["results"]] == [("length", 8, 8), ("length", 16, 16)]
+
+
+def test_account(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out, found, pictures = measured(tmp_path, capsys, "account", "--threads", "1")
+    assert [path.name for path in pictures] == ["account.png"]
+    (result,) = found["results"]
+    parts = result["parts"]
+    # Every kernel of a step has its part, and every layer's two layernorms, the last one's and the backward's repeats.
+    assert {"matmul, layers", "matmul, head", "attention_forward", "attention_backward", "adamw"} < set(parts)
+    assert parts["layernorm_backward"]["calls"] == 2 * recipes.QUICK["n_layer"] + 1
+    for name, part in parts.items():
+        assert part["measured"] > 0 and (part["floor"] > 0 or name == account.REST)
+    assert "together" in out
 
 
 def test_what_grows_and_what_stays() -> None:

@@ -81,3 +81,7 @@ print("alive")
 """
     done = run_python("-c", program)
     assert (done.returncode, done.stdout.split()) == (0, ["caught", "alive"]), done.stderr
+
+
+def test_keep_heap_is_public() -> None:
+    assert gpt2c.keep_heap is _native.keep_heap

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from gpt2c.bench.account import Account
 from gpt2c.bench.docs import Docs
 from gpt2c.bench.kernels import Kernels
 from gpt2c.bench.train import Train
@@ -20,6 +21,7 @@ class Bench:
         tyro.conf.OmitArgPrefixes[
             Annotated[Kernels, tyro.conf.subcommand("kernels")]
             | Annotated[Train, tyro.conf.subcommand("train")]
+            | Annotated[Account, tyro.conf.subcommand("account")]
             | Annotated[Docs, tyro.conf.subcommand("docs")]
         ]
     ]

@@ -23,6 +23,8 @@ RUNS = {
     "kernels-cold": "kernels --sizes B4xT256 --parts sizes --seconds 0.3 --cold --compile",
     "train": "train --sizes B4xT64 B4xT256 B1xT1024 --steps 7 --compile --recompute",
     "train-small": "train --recipe shakespeare --steps 200",
+    "account": "account --sizes B4xT64 B4xT256 B1xT1024 --steps 5",
+    "account-small": "account --recipe shakespeare --steps 50",
     "train-scaling": "train --scaling model length threads",
 }
 QUICK_RUNS = {name: f"{args} --quick" for name, args in RUNS.items()}
