@@ -61,15 +61,15 @@ class Account(Benchmark):
 def account_of(trainer: Trainer, step: int, floors: Floors) -> dict[str, dict[str, float]]:
     """Of one step, by part: seconds measured, at best, and the number of kernel calls."""
     parts: dict[str, dict[str, float]] = defaultdict(lambda: {"measured": 0.0, "floor": 0.0, "calls": 0})
-    vocabulary = trainer.model.config.vocab_size
-    with _watching(parts, floors, vocabulary):
+    config = trainer.model.config
+    with _watching(parts, floors, {config.vocab_size, config.padded_vocab_size}):
         _, seconds = trainer.step(step)
     rest = seconds - sum(p["measured"] for p in parts.values())
     return {**parts, REST: {"measured": rest, "floor": 0.0, "calls": 0}}
 
 
 @contextmanager
-def _watching(parts: dict[str, dict[str, float]], floors: Floors, vocabulary: int) -> Iterator[None]:
+def _watching(parts: dict[str, dict[str, float]], floors: Floors, vocabulary: set[int]) -> Iterator[None]:
     """Adds every kernel call to its part."""
     call = _native.call
 
@@ -87,10 +87,10 @@ def _watching(parts: dict[str, dict[str, float]], floors: Floors, vocabulary: in
         yield
 
 
-def _name(kernel: str, args: tuple, vocabulary: int) -> str:
+def _name(kernel: str, args: tuple, vocabulary: set[int]) -> str:
     if kernel != "matmul":
         return kernel
-    return "matmul, head" if max(args[5:8]) >= vocabulary else "matmul, layers"
+    return "matmul, head" if vocabulary & set(args[5:8]) else "matmul, layers"
 
 
 def _elements(tensors: list) -> int:
