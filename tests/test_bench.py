@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 import gpt2c
 from gpt2c import ops
-from gpt2c.bench import account, benchmark, case, docs, floors, machine, recipes, report, timing, train
+from gpt2c.bench import account, benchmark, case, docs, floors, generate, machine, recipes, report, timing, train
 from gpt2c.bench.case import BOTH, OURS, Case, Effort, Measured, Work
 from gpt2c.bench.floors import Floors
 from gpt2c.bench.kernels import Kernels
@@ -368,14 +369,102 @@ def test_a_side_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.notes == ["tiny: torch cannot go on: its process has ended"]
 
 
-@pytest.mark.parametrize("command", [Kernels, train.Train, docs.Docs])
+OUR_GENERATORS = ["gpt2c fp32", "gpt2c bf16", "gpt2c int8"]
+
+
+def check_generation(found: dict) -> None:
+    """Each result's numbers are finite and what they are said to be."""
+    assert [(r["prompt"], r["batch"]) for r in found["results"]] == [(4, 1), (4, 2), (8, 1), (8, 2)]
+    for result in found["results"]:
+        ours = result["sides"]["gpt2c fp32"]["token"]["median"]
+        assert result["weights"] > 0 and 0 < result["bandwidth"] < math.inf
+        for name, side in result["sides"].items():
+            taken, first = side["token"], side["first"]
+            assert taken["count"] == first["count"] == 2 and math.isfinite(taken["median"]) and first["median"] > 0
+            assert side["bytes"] == result["weights"] * {"fp32": 4, "bf16": 2, "int8": 1}[name.split()[-1]]
+            assert side["floor"] == pytest.approx(side["bytes"] / result["bandwidth"])
+            assert side["prompt_tokens_per_s"] == pytest.approx(result["batch"] * result["prompt"] / first["median"])
+            if taken["median"] > 0:  # it is a difference
+                assert side["tokens_per_s"] == pytest.approx(result["batch"] / taken["median"])
+                assert side["of_floor"] == pytest.approx(side["floor"] / taken["median"])
+                assert ours <= 0 or side["ratio"] == pytest.approx(taken["median"] / ours)
+
+
+def test_generation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("ctranslate2")
+    out, found, pictures = measured(tmp_path, capsys, "generate", "--threads", "1")
+    assert [path.name for path in pictures] == ["generate-sides.png"]
+    peers = ["transformers fp32", "ctranslate2 fp32", "ctranslate2 int8"]
+    assert all(list(result["sides"]) == OUR_GENERATORS + peers for result in found["results"])
+    check_generation(found)
+    assert "Generation, tiny" in out and "left out" not in out
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        (("transformers", "ctranslate2"), {"transformers": "transformers", "ctranslate2": "ctranslate2"}),
+        (("transformers",), {"transformers": "transformers", "ctranslate2": "transformers"}),
+    ],
+)
+def test_generation_without_peers(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: tuple[str, ...],
+    told: dict[str, str],
+) -> None:
+    if missing == ("transformers",):
+        pytest.importorskip("ctranslate2")
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    _, found, pictures = measured(tmp_path, capsys, "generate", "--threads", "1")
+    assert len(pictures) == 1 and all(list(result["sides"]) == OUR_GENERATORS for result in found["results"])
+    check_generation(found)
+    assert {f"{peer} is left out: {name} is not installed" for peer, name in told.items()} <= set(found["notes"])
+
+
+def test_a_generated_tokens_time_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def side(prompt: torch.Tensor, new: int) -> None:  # 2 s for the prompt, then 0.5 s a token
+        now[0] += 2.0 * (prompt.shape[1] > 1) + 0.5 * (new - 1)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert generate._generations(side, torch.zeros(3, 4), new=5, pause=0.0) == (2.0, 4.0)
+    prompt, matrices = torch.zeros(3, 4), [torch.zeros(10, 5)]
+    times = {"gpt2c fp32": [0.5, 0.5], "other int8": [0.25, 0.25], "noisy fp32": [-0.1, 0.1]}
+    result = generate._result(prompt, 5, matrices, [0.1, 0.1], {name: [2.0, 2.0] for name in times}, times)
+    assert result["bandwidth"] == pytest.approx(2000)
+    ours, other, noisy = result["sides"].values()
+    assert (ours["tokens_per_s"], ours["prompt_tokens_per_s"], ours["of_floor"]) == pytest.approx((6.0, 6.0, 0.2))
+    assert (other["tokens_per_s"], other["ratio"], other["of_floor"]) == pytest.approx((12.0, 0.5, 0.1))
+    assert noisy["tokens_per_s"] is noisy["ratio"] is noisy["of_floor"] is None
+    assert generate._unsteady([result]) == [
+        "3 x 4 tokens of prompt: the machine was too unsteady to tell noisy fp32's time of a token"
+    ]
+
+
+def test_long_generations_get_fewer_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "ENOUGH", -1.0)
+    asked, found, called = generate.Generate(quick=True, new_tokens=2), Report({}, FLOORS), []
+    sides = {name: lambda prompt, new, name=name: called.append(name) for name in ("gpt2c fp32", "other fp32")}
+    result = asked._compare(found, sides, [torch.zeros(2, 2)], torch.zeros(1, 3))
+    assert result["sides"]["other fp32"]["token"]["count"] == generate.LEAST
+    first, second = ([name] * 3 for name in sides)  # a warm-up and two generations
+    assert called == first + second + second + first
+    assert found.notes == ["1 x 3 tokens of prompt: 2 turns only, since they take long"]
+
+
+@pytest.mark.parametrize("command", [Kernels, train.Train, generate.Generate, docs.Docs])
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture, command: type) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["bench", command.__name__.lower(), "--help"])
     assert not stop.value.code
     text = " ".join(capsys.readouterr().out.replace("│", " ").split()).partition("show this help message")[2]
     for field in dataclasses.fields(command):
-        after = text.partition(f" --{field.name} ")[2]
+        after = text.partition(f" --{field.name.replace('_', '-')} ")[2]
         assert "(default: " in after and len(after.partition("(default: ")[0]) > 30, field.name
 
 
@@ -387,6 +476,9 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture, command: type) 
         (["train", "--sizes", "4x64", "--quick"], "--sizes has '4x64', expected batches like B4xT64"),
         (["train", "--steps", "1", "--quick"], "--steps is 1, expected at least 2"),
         (["train", "--data", "/nowhere.txt", "--quick", "--steps", "2"], "/nowhere.txt"),
+        (["generate", "--new-tokens", "1", "--quick"], "--new-tokens is 1, expected at least 2"),
+        (["generate", "--prompts", "8", "0", "--quick"], "--prompts is (8, 0), expected at least 1"),
+        (["generate", "--prompts", "1000", "--quick"], "--new-tokens 32 exceed the model's context of 1024"),
         (["docs", "--out", "/nowhere"], "cannot read the page /nowhere/performance.md"),
         ([], "kernels, train"),
     ],

@@ -9,6 +9,7 @@ import tyro
 
 from gpt2c.bench.account import Account
 from gpt2c.bench.docs import Docs
+from gpt2c.bench.generate import Generate
 from gpt2c.bench.kernels import Kernels
 from gpt2c.bench.train import Train
 
@@ -22,6 +23,7 @@ class Bench:
             Annotated[Kernels, tyro.conf.subcommand("kernels")]
             | Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Account, tyro.conf.subcommand("account")]
+            | Annotated[Generate, tyro.conf.subcommand("generate")]
             | Annotated[Docs, tyro.conf.subcommand("docs")]
         ]
     ]

@@ -26,13 +26,14 @@ RUNS = {
     "account": "account --sizes B4xT64 B4xT256 B1xT1024 --steps 5",
     "account-small": "account --recipe shakespeare --steps 50",
     "train-scaling": "train --scaling model length threads",
+    "generate": "generate --rounds 3",
 }
 QUICK_RUNS = {name: f"{args} --quick" for name, args in RUNS.items()}
 
 
 @dataclass(frozen=True)
 class Docs:
-    """Measure everything that docs/performance.md shows, and write it there: about 20 minutes on two cores."""
+    """Measure everything that docs/performance.md shows, and write it there: about 25 minutes on two cores."""
 
     out: Path = Path("docs")
     """Folder of performance.md; gets bench/*.json, images/*.png and the page's tables between its markers."""
