@@ -11,6 +11,7 @@ from gpt2c.bench.case import COMPILED, OURS, RECOMPUTING
 COLOURS = {
     OURS: "#08519c", RECOMPUTING: "#6baed6", "torch": "#d94801", COMPILED: "#fdae6b", "T x T matrix": "#969696",
     f"{OURS} fp32": "#08519c", f"{OURS} bf16": "#4292c6", f"{OURS} int8": "#9ecae1",
+    "measured": "#08519c", "floor": "#bdbdbd",
     "transformers fp32": "#d94801", "ctranslate2 fp32": "#238b45", "ctranslate2 int8": "#a1d99b",
 }  # fmt: skip
 FLOOR = {"color": "#525252", "linestyle": "--", "linewidth": 1.0}
