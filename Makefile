@@ -16,7 +16,7 @@ CUDA := $(if $(shell nvidia-smi --list-gpus 2> /dev/null),,--config-settings cma
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	@$(BIN)/gpt2c train --preset demo --data "$(TEXT)" --out "runs/demo-$$(date +%Y%m%d-%H%M%S)"
+	@$(BIN)/gpt2c train --recipe demo --data "$(TEXT)" --out "runs/demo-$$(date +%Y%m%d-%H%M%S)"
 
 test: .venv/installed-test
 	@$(BIN)/pytest

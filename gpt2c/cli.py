@@ -12,18 +12,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 import tyro
 
 from gpt2c import _native
-from gpt2c.bench.command import Bench
-from gpt2c.commands import Info, Sample, Train
+from gpt2c.commands import COMMANDS, Train
 from gpt2c.errors import UserError
 from gpt2c.run import SETTINGS, read_settings
-from gpt2c.settings import TrainConfig, load_preset
+from gpt2c.settings import TrainConfig, load_recipe
 
-DEFAULT_PRESET = "demo"
+DEFAULT_RECIPE = "demo"
 USER_ERROR = 2
 
 
@@ -50,17 +49,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def parse(args: list[str]) -> Train | Sample | Info | Bench:
+def parse(args: list[str]) -> Any:
     """The command that the arguments describe. Raises UserError, or SystemExit(0) after --help."""
-    preset = flag_value(args, "--preset") or DEFAULT_PRESET
-    settings = train_defaults(args, preset) if args[:1] == ["train"] else TrainConfig()
-    training = Train(settings, preset)
-    commands = (
-        Annotated[Train, tyro.conf.subcommand("train", default=training)]
-        | Annotated[Sample, tyro.conf.subcommand("sample")]
-        | Annotated[Info, tyro.conf.subcommand("info")]
-        | Annotated[Bench, tyro.conf.subcommand("bench")]
-    )
+    recipe = flag_value(args, "--recipe") or DEFAULT_RECIPE
+    settings = train_defaults(args, recipe) if args[:1] == ["train"] else TrainConfig()
+    defaults = {"train": Train(settings, recipe)}
+    commands = Union[  # noqa: UP007, of a list that is not known to the type checker
+        tuple(
+            Annotated[kind, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
+            for name, kind in COMMANDS.items()
+        )
+    ]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -77,11 +76,11 @@ def parse(args: list[str]) -> Train | Sample | Info | Bench:
         raise UserError(one_sentence(printed.getvalue())) from None
 
 
-def train_defaults(args: list[str], preset: str) -> TrainConfig:
-    """What the flags of `train` change: the preset's settings or, on a resume, those that the run was started with."""
-    if "--resume" not in args or flag_value(args, "--preset"):
-        return load_preset(preset)
-    folder = Path(flag_value(args, "--out") or load_preset(preset).out)
+def train_defaults(args: list[str], recipe: str) -> TrainConfig:
+    """What the flags of `train` change: the recipe's settings or, on a resume, those that the run was started with."""
+    if "--resume" not in args or flag_value(args, "--recipe"):
+        return load_recipe(recipe)
+    folder = Path(flag_value(args, "--out") or load_recipe(recipe).out)
     settings = TrainConfig.from_dict(read_settings(folder)["settings"], source=str(folder / SETTINGS))
     return dataclasses.replace(settings, out=folder)
 

@@ -1,4 +1,4 @@
-"""A run's settings: one dataclass whose fields are the flags, the keys of preset files, and the run's record."""
+"""A run's settings: one dataclass whose fields are the flags, the keys of recipe files, and the run's record."""
 
 from __future__ import annotations
 
@@ -27,13 +27,22 @@ class TrainConfig:
     """Every setting of a training run."""
 
     data: str = "embedded"
-    """What to learn: a UTF-8 text, an llm.c shard (.bin), a folder of either, or `embedded`: Python's help, 0.5 MB."""
+    """What to learn: a text, token shards (.bin, .npy), a folder of either, or `embedded`: Python's help, 0.5 MB."""
     out: Path = Path("runs/train")
     """Run folder, new or empty unless --resume is given; gets checkpoints/, metrics.jsonl, samples.txt, loss.png."""
-    tokenizer: Literal["bytes", "gpt2"] = "bytes"
-    """How text becomes tokens: `bytes` (257 ids) or `gpt2` (byte-pair encoding, 50257 ids)."""
+    tokenizer: str = "bytes"
+    """How text becomes tokens: `bytes` (257 ids), `gpt2` (50257 ids), or the folder of a tokenizer of your own."""
     val_fraction: float = 0.1
-    """Share of the tokens, taken from the end of the data, that is kept for validation, between 0 and 1."""
+    """Share of the tokens, from the end of the data, kept for validation, above 0 and below 1; shards may bring one."""
+
+    init: str = ""
+    """Model to start from, which decides the sizes: a run, a checkpoint, a folder, a hub name; none if empty."""
+    freeze_layers: int = 0
+    """Number of first blocks that stay as they are, with the embeddings before them; 0 for none."""
+    lora_rank: int = 0
+    """Rank of the low-rank updates that are learned instead of the matrices (LoRA); 0 for all weights."""
+    lora_alpha: float = 16.0
+    """Scale of the low-rank updates: they count lora_alpha / lora_rank times."""
 
     n_layer: int = 4
     """Number of transformer blocks, L."""
@@ -46,12 +55,21 @@ class TrainConfig:
     dropout: float = 0.0
     """Dropout probability on embeddings, attention and residual branches, 0 up to but not 1."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU if there is one that the kernels were built for."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic around fp32 weights: `auto` is fp32 on a CPU, bf16 on a GPU that has it, else fp16 with loss scaling."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at the start."""
+    shard_optimizer: bool = False
+    """With torchrun, keep only a part of AdamW's moments in each process (ZeRO stage 1)."""
+
     steps: int = 2000
     """Optimizer steps in all; the learning rate's cosine ends there."""
     batch_size: int = 12
     """Windows in one micro-step, B."""
     accumulation: int = 1
-    """Micro-steps per optimizer step: an effective batch of batch_size * accumulation windows, in the memory of one."""
+    """Micro-steps per optimizer step, of all processes together: batch_size * accumulation windows in a step."""
     recompute: bool = False
     """Keep less for the backward and compute it again: a tenth of the activations' memory, a fifth more time."""
     lr: float = 1e-3
@@ -68,19 +86,31 @@ class TrainConfig:
     """AdamW's decay rate of the second moment, per step."""
     grad_clip: float = 1.0
     """Largest L2 norm of all gradients together; a larger gradient is scaled down to it."""
+    spike_z: float = 0.0
+    """Standard deviations above the latest steps' mean beyond which a loss or gradient norm is skipped; 0 for never."""
+    skip_limit: int = 5
+    """Skipped updates in a row after which training goes back to the last checkpoint, past those data; 0 to stop."""
     seed: int = 1337
-    """Seed of the initial weights, of the windows drawn and of dropout."""
+    """Seed of the initial weights, of the order of the data and of dropout."""
 
     eval_every: int = 250
     """Steps between evaluations on the validation split; the last step is always evaluated."""
-    eval_batches: int = 200
-    """Largest number of batches in an evaluation, spread evenly over the validation split, the same each time."""
+    eval_tokens: int = 150_000
+    """Largest number of tokens in an evaluation, the first ones of the validation split."""
+    hellaswag: str = ""
+    """HellaSwag's validation set, evaluated at every evaluation: its JSON lines file, or `download`; none if empty."""
+    hellaswag_items: int = 10_042
+    """Number of HellaSwag's items, the first ones; 10042 are all."""
     sample_every: int = 500
     """Steps between samples of generated text; 0 for one at the last step only."""
     sample_tokens: int = 300
     """Length of a sample in tokens."""
     log_every: int = 1
     """Steps between rows of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too, into the run's folder (needs the package tensorboard)."""
+    wandb: str = ""
+    """Project of Weights & Biases that gets the metrics, too (needs the package wandb); none if empty."""
     checkpoint_every: int = 250
     """Steps between checkpoints; there is one at the last step and at each new best validation loss, too."""
     keep: int = 2
@@ -134,8 +164,9 @@ class TrainConfig:
 # What a resumed run may change: none of these enters the arithmetic of a step, except `steps`, which is there to train
 # longer. `data` is a name; its tokens are compared by their fingerprint instead.
 MAY_CHANGE = frozenset(
-    ("data", "out", "steps", "eval_every", "eval_batches", "sample_every", "sample_tokens", "log_every")
-    + ("checkpoint_every", "keep", "recompute")
+    ("data", "out", "init", "steps", "eval_every", "eval_tokens", "sample_every", "sample_tokens", "log_every")
+    + ("checkpoint_every", "keep", "recompute", "compile", "device", "shard_optimizer", "tensorboard", "wandb")
+    + ("hellaswag", "hellaswag_items", "skip_limit")
 )
 
 
@@ -144,28 +175,28 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def preset_names() -> list[str]:
-    """The presets that the package carries."""
-    folder = resources.files("gpt2c") / "presets"
+def recipe_names() -> list[str]:
+    """The recipes that the package carries."""
+    folder = resources.files("gpt2c") / "recipes"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
-def load_preset(name: str) -> TrainConfig:
-    """The settings of a preset of the package, or of a user's own TOML file. UserError says what is wrong with it."""
-    if name in preset_names():
-        text = (resources.files("gpt2c") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+def load_recipe(name: str) -> TrainConfig:
+    """The settings of a recipe of the package, or of a user's own TOML file. UserError says what is wrong with it."""
+    if name in recipe_names():
+        text = (resources.files("gpt2c") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml") or Path(name).is_file():
-        with reading("preset", Path(name)):
+        with reading("recipe", Path(name)):
             raw = Path(name).read_bytes()
         text = raw.decode("utf-8", errors="replace")
     else:
-        known = ", ".join(preset_names())
-        raise UserError(f"unknown preset {name!r}: expected one of {known}, or the path of a TOML file")
+        known = ", ".join(recipe_names())
+        raise UserError(f"unknown recipe {name!r}: expected one of {known}, or the path of a TOML file")
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the preset {name} is not valid TOML: {error}") from error
-    return TrainConfig.from_dict(values, source=f"the preset {name}")
+        raise UserError(f"the recipe {name} is not valid TOML: {error}") from error
+    return TrainConfig.from_dict(values, source=f"the recipe {name}")
 
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a string"}
@@ -203,7 +234,13 @@ _RULES: dict[str, Rule] = {
     "grad_clip": _POSITIVE,
     "seed": (lambda x: 0 <= x < 2**63, "at least 0 and below 2**63"),
     "eval_every": _AT_LEAST_1,
-    "eval_batches": _AT_LEAST_1,
+    "eval_tokens": _AT_LEAST_1,
+    "hellaswag_items": _AT_LEAST_1,
+    "freeze_layers": _AT_LEAST_0,
+    "lora_rank": _AT_LEAST_0,
+    "lora_alpha": _POSITIVE,
+    "spike_z": _NOT_NEGATIVE,
+    "skip_limit": _AT_LEAST_0,
     "sample_every": _AT_LEAST_0,
     "sample_tokens": _AT_LEAST_1,
     "log_every": _AT_LEAST_1,

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from gpt2c import GPT2, checkpoint
-from gpt2c.commands import tokenizer_of
+from gpt2c.load import tokenizer_of
 from gpt2c.data import load_dataset
 from gpt2c.decode import WEIGHTS
 from gpt2c.evaluate import decoding_loss

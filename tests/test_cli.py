@@ -19,7 +19,7 @@ from gpt2c import checkpoint, cli, commands
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.model import GPT2
-from gpt2c.settings import TrainConfig, flag, load_preset
+from gpt2c.settings import TrainConfig, flag, load_recipe
 from gpt2c.tokenizer import get_tokenizer
 from gpt2c.train import train
 
@@ -81,11 +81,11 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture, command: str, 
             assert "(default: " in after, field.name
 
 
-def test_help_shows_the_presets_values(capsys: pytest.CaptureFixture) -> None:
+def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture) -> None:
     for name in ("gpt2-124m", "shakespeare"):
-        text = help_text(capsys, "train", "--preset", name)
-        preset = load_preset(name)
-        assert f"(default: {preset.n_embd})" in text and f"(default: {preset.out})" in text
+        text = help_text(capsys, "train", "--recipe", name)
+        recipe = load_recipe(name)
+        assert f"(default: {recipe.n_embd})" in text and f"(default: {recipe.out})" in text
         assert f"(default: {name})" in text
 
 
@@ -103,8 +103,8 @@ def test_help_shows_the_presets_values(capsys: pytest.CaptureFixture) -> None:
         (["train", "--steps", "0"], "--steps is 0, expected at least 1"),
         (["train", "--lr", "0.1", "--min-lr", "0.2"], "--min-lr is 0.2, expected at most --lr, 0.1"),
         (["train", "--tokenizer", "words"], "invalid choice 'words' for argument '--tokenizer', expected one of"),
-        (["train", "--preset", "huge"], "expected one of demo, gpt2-124m, shakespeare, or the path of a TOML file"),
-        (["train", "--preset=no.toml"], "cannot read the preset no.toml: No such file or directory"),
+        (["train", "--recipe", "huge"], "expected one of demo, gpt2-124m, shakespeare, or the path of a TOML file"),
+        (["train", "--recipe=no.toml"], "cannot read the recipe no.toml: No such file or directory"),
         (["train", "--data", "no.txt"], "cannot read the data no.txt: No such file or directory"),
         (["train", "--n-head", "5"], "n_embd is 192, expected a multiple of n_head (5)"),
         (["train", "--resume", "--out", "nowhere"], "nowhere holds no run to resume: start it without --resume"),
@@ -167,9 +167,9 @@ def test_train_ends_with_text_and_paths(capsys: pytest.CaptureFixture, tmp_path:
 
 def test_flags_and_own_preset_files(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     config = tiny.config(tmp_path)
-    preset = tmp_path / "mine.toml"
-    preset.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in config.to_dict().items()))
-    output(capsys, "train", "--preset", str(preset), "--steps", "3")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in config.to_dict().items()))
+    output(capsys, "train", "--recipe", str(recipe), "--steps", "3")
     assert checkpoint.read_record(checkpoint.latest(tmp_path / "run")).step == 3
 
 
@@ -181,7 +181,7 @@ def test_resume_takes_the_settings_of_the_run(capsys: pytest.CaptureFixture, tmp
     assert "after 10 steps" in output(capsys, "train", f"--out={out}", "--resume", "--steps", "10")
     message = error(capsys, "train", "--out", out, "--resume", "--lr", "0.01")
     assert "was started with --lr 0.003, found 0.01" in message
-    message = error(capsys, "train", "--out", out, "--resume", "--preset", "shakespeare")
+    message = error(capsys, "train", "--out", out, "--resume", "--recipe", "shakespeare")
     assert "was started with" in message
     assert "is not empty: add --resume to continue it" in error(capsys, "train", *tiny.flags(config))
 
@@ -272,7 +272,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    commands.show("a\x1b[2J\tb\n\x07é\x9b")
+    commands.sample.show("a\x1b[2J\tb\n\x07é\x9b")
     assert terminal.flushed == "a\ufffd[2J\tb\n\ufffdé\ufffd"
 
 

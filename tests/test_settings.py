@@ -1,4 +1,4 @@
-"""Settings: presets, files of one's own, and values that make no sense."""
+"""Settings: recipes, files of one's own, and values that make no sense."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 
 from gpt2c.errors import UserError
-from gpt2c.settings import TrainConfig, load_preset, preset_names
+from gpt2c.settings import TrainConfig, load_recipe, recipe_names
 
 
 def test_every_preset_loads_and_has_a_model() -> None:
-    assert {"demo", "shakespeare", "gpt2-124m"} <= set(preset_names())
-    for name in preset_names():
-        load_preset(name).model_config(257)
-    recipe = load_preset("shakespeare")
+    assert {"demo", "shakespeare", "gpt2-124m"} <= set(recipe_names())
+    for name in recipe_names():
+        load_recipe(name).model_config(257)
+    recipe = load_recipe("shakespeare")
     assert (recipe.n_layer, recipe.n_head, recipe.n_embd, recipe.context, recipe.batch_size) == (4, 4, 128, 64, 12)
     assert (recipe.lr, recipe.min_lr, recipe.warmup_steps, recipe.beta2, recipe.steps) == (1e-3, 1e-4, 100, 0.99, 2000)
-    gpt2 = load_preset("gpt2-124m")
+    gpt2 = load_recipe("gpt2-124m")
     assert (gpt2.n_layer, gpt2.n_head, gpt2.n_embd, gpt2.context, gpt2.tokenizer) == (12, 12, 768, 1024, "gpt2")
 
 
 def test_a_preset_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('out = "somewhere"\nlr = 1\nsteps = 3\n')
-    mine = load_preset(str(path))
+    mine = load_recipe(str(path))
     assert mine == TrainConfig(out=Path("somewhere"), lr=1.0, steps=3) and isinstance(mine.lr, float)
 
 
@@ -46,15 +46,15 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_preset(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(UserError) as error:
-        load_preset(str(tmp_path / "mine.toml"))
+        load_recipe(str(tmp_path / "mine.toml"))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_unknown_presets_list_the_known() -> None:
-    with pytest.raises(UserError, match="unknown preset 'dem': expected one of demo, gpt2-124m, shakespeare, or"):
-        load_preset("dem")
-    with pytest.raises(UserError, match="cannot read the preset no.toml: No such file"):
-        load_preset("no.toml")
+def test_unknown_recipes_list_the_known() -> None:
+    with pytest.raises(UserError, match="unknown recipe 'dem': expected one of demo, gpt2-124m, shakespeare, or"):
+        load_recipe("dem")
+    with pytest.raises(UserError, match="cannot read the recipe no.toml: No such file"):
+        load_recipe("no.toml")
 
 
 @pytest.mark.parametrize(

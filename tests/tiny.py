@@ -45,7 +45,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
         "steps": 8,
         "warmup_steps": 2,
         "eval_every": 4,
-        "eval_batches": 2,
+        "eval_tokens": 64,
         "sample_every": 4,
         "sample_tokens": 20,
         "checkpoint_every": 2,

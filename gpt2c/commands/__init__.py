@@ -1,0 +1,14 @@
+"""The commands of `gpt2c`, a file each."""
+
+from gpt2c.bench.command import Bench
+from gpt2c.commands.info import Info
+from gpt2c.commands.sample import Sample
+from gpt2c.commands.train import Train
+
+# In the order of --help.
+COMMANDS = {
+    "train": Train,
+    "sample": Sample,
+    "info": Info,
+    "bench": Bench,
+}

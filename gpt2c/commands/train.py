@@ -1,0 +1,40 @@
+"""`gpt2c train`; its fields are its flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from gpt2c.settings import TrainConfig
+from gpt2c.train import train
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a GPT-2 and write what it learned.
+
+    Ctrl-C stops after the current step with a checkpoint; --resume goes on from there, bit for bit as if never stopped.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[TrainConfig]
+    recipe: str
+    """Settings that the flags change: `demo`, `shakespeare`, `gpt2-124m`, or a TOML file with the fields as keys."""
+    resume: bool = False
+    """Go on from the latest checkpoint in --out, with the run's settings; steps and the `every` flags may change."""
+
+    def run(self) -> int:
+        """Train, then show a text and where everything is. Returns 0, or 128 + the signal that stopped the run."""
+        result = train(self.settings, self.resume)
+        folder = result.run
+        if result.stopped_by is not None:
+            print(f"stopped after step {result.step} of {self.settings.steps} with the checkpoint {result.checkpoint}")
+            print(f"resume with: gpt2c train --out {folder.folder} --resume")
+            return 128 + result.stopped_by
+        if result.sample is None:
+            print(f"nothing to do: {folder.folder} has reached step {result.step}, give more --steps to go on")
+        else:
+            print(f"\nWhat the model writes after {result.step} steps:\n\n{result.sample}\n")
+        print(f"checkpoint  {result.checkpoint}\nmetrics     {folder.metrics}\nloss curve  {folder.curve}")
+        print(f"more text: gpt2c sample {folder.folder}")
+        return 0
