@@ -184,7 +184,7 @@ def bias_gelu(setting: Setting) -> list[Case]:
 
 
 def cross_entropy(setting: Setting) -> list[Case]:
-    N, V = min(setting.sizes.N, CHUNK_ROWS), setting.sizes.V  # a chunk, as linear_cross_entropy takes it
+    N, V = min(setting.sizes.N, CHUNK_ROWS["cpu"]), setting.sizes.V  # a chunk, as linear_cross_entropy takes it
     moved = N * V * setting.dtype.itemsize
     return setting.cases(
         "cross_entropy", f"{N} x {V}", ops.cross_entropy, lambda x, targets: F.cross_entropy(x.float(), targets),

@@ -308,7 +308,7 @@ class _Block(torch.autograd.Function):
         keep = 3 if recompute else len(Kept._fields)
         out, h2, *kept = _forward(x, h, list(weights), *ctx.settings, keep)
         if h is None:
-            kept[0] = x
+            kept = [x, *kept[1:]]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(h2, *kept, *weights)
         return out, h2

@@ -21,7 +21,10 @@ from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
 from gpt2c.ops.cross_entropy import check_targets, count_targets, cross_entropy_reference
 from gpt2c.ops.matmul import multiply
 
-CHUNK_ROWS = 256  # 51 MB of fp32 logits at GPT-2's vocabulary; larger chunks gain nothing in the matrix products
+# Rows of a chunk. On the CPU, 51 MB of fp32 logits at GPT-2's vocabulary: larger chunks gain nothing in the matrix
+# products. On an H100 products of 256 rows leave most of it idle: with 2048 rows, and classes as in `_summed_classes`,
+# training GPT-2 124M (bf16, B64 x T1024) went from 283,673 to 435,958 tokens a second.
+CHUNK_ROWS = {"cpu": 256, "cuda": 2048}
 
 
 def linear_cross_entropy_reference(
@@ -66,25 +69,32 @@ def _run_forward(
     targets = targets.contiguous()
     count = count_targets("linear_cross_entropy", targets, vocab_size, ignore_index)
     _, dx, dweight, _ = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_grad)
-    logits = x.new_empty(min(N, CHUNK_ROWS), Vp)
+    chunk, summed = CHUNK_ROWS.get(x.device.type, 256), _summed_classes(x, vocab_size, Vp)
+    logits = x.new_empty(min(N, chunk), Vp)
     lse = torch.empty(len(logits), dtype=torch.float64, device=x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     one = torch.ones((), dtype=torch.float32, device=x.device)
     per_row = one / torch.as_tensor(count, device=x.device).clamp_min(1)
     now, later = (one, per_row) if x.dtype == torch.float16 else (per_row, one)
-    for start in range(0, N, CHUNK_ROWS):
-        rows = slice(start, min(start + CHUNK_ROWS, N))
+    for start in range(0, N, chunk):
+        rows = slice(start, min(start + chunk, N))
         n = rows.stop - start
         multiply(x[rows], weight.T, logits[:n])
         sizes = (n, vocab_size, Vp, ignore_index)
         _native.call("cross_entropy_forward", x.dtype, logits, targets[rows], lse, total, *sizes)
         if need_grad:
             _native.call("cross_entropy_backward", x.dtype, now, logits, targets[rows], lse, logits, *sizes, 1)
-            multiply(logits[:n, :vocab_size], weight[:vocab_size], dx[rows])
+            multiply(logits[:n, :summed], weight[:summed], dx[rows])
             multiply(logits[:n].T, x[rows], dweight, accumulate=start > 0)
     if N == 0:
         dweight.zero_()
     return (total / count).float(), dx, dweight, later
+
+
+def _summed_classes(x: Tensor, vocab_size: int, Vp: int) -> int:
+    """How many columns of dlogits make dx. GPUs' fast products need a multiple of 8, so up to 7 columns of padding,
+    whose gradient is zero, come along there."""
+    return vocab_size if x.device.type == "cpu" else min(Vp, -(-vocab_size // 8) * 8)
 
 
 def _fake_forward(
