@@ -18,7 +18,7 @@ import tyro
 
 from gpt2c import _native
 from gpt2c.commands import COMMANDS, Train
-from gpt2c.errors import UserError
+from gpt2c.errors import ToldElsewhere, UserError
 from gpt2c.run import SETTINGS, read_settings
 from gpt2c.settings import TrainConfig, load_recipe
 
@@ -39,7 +39,8 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise UserError(_native.FORCED_ISA_PROBLEM)
             return parse(sys.argv[1:] if args is None else list(args)).run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, ToldElsewhere):
+            print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -76,6 +76,12 @@ class GPT2Config:
         """Vp, rows of the embedding as stored: V rounded up to a multiple of 64 (50257 -> 50304)."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
+    def num_parameters(self) -> int:
+        """Number of scalars, the vocabulary's padding not counted (gpt2: 124,439,808): V C + P C for the embeddings,
+        12 C^2 + 13 C for each layer, 2 C for the last layernorm."""
+        C = self.n_embd
+        return (self.vocab_size + self.n_positions) * C + self.n_layer * (12 * C * C + 13 * C) + 2 * C
+
 
 def _require_positive_int(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class ToldElsewhere(UserError):
+    """A UserError that another of a run's processes tells, so that the user reads it once."""
+
+
 def reason(error: BaseException) -> str:
     """Another library's error as a phrase: the operating system's words without number and path, or the first line."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__

@@ -19,17 +19,24 @@ SAMPLE_PROMPT = "\n"
 SAMPLE_TEMPERATURE = 0.7
 
 
-@torch.no_grad()
 def validation_loss(model: GPT2, batches: Iterable[Batch]) -> float:
     """Mean cross-entropy over all tokens of the batches, in nats per token, without dropout."""
+    total, tokens = loss_sums(model, batches)
+    return total / tokens
+
+
+@torch.no_grad()
+def loss_sums(model: GPT2, batches: Iterable[Batch]) -> tuple[float, int]:
+    """The sum of the cross-entropy over all tokens of the batches, in nats, and their number, without dropout."""
     total, tokens = 0.0, 0
+    device = model.wte.weight.device
     model.eval()
     for idx, targets in batches:
-        _, loss = model(idx, targets)
+        _, loss = model(idx.to(device), targets.to(device))
         total += float(loss) * targets.numel()  # batches may differ in size
         tokens += targets.numel()
     model.train()
-    return total / tokens
+    return total, tokens
 
 
 @torch.no_grad()
@@ -51,7 +58,7 @@ def decoding_loss(model: GPT2, batches: Iterable[Batch], weights: str = "fp32") 
 
 def sample_text(model: GPT2, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
     """`tokens` tokens of text after a line break, the same for the same weights and seed."""
-    prompt = torch.from_numpy(tokenizer.encode(SAMPLE_PROMPT).astype(np.int64))[None]
+    prompt = torch.from_numpy(tokenizer.encode(SAMPLE_PROMPT).astype(np.int64))[None].to(model.wte.weight.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the text is longer than the context is no news here
         ids = model.generate(prompt, tokens, temperature=SAMPLE_TEMPERATURE, seed=seed)

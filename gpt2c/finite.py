@@ -12,7 +12,7 @@ from gpt2c.model import GPT2
 def is_finite(x: Tensor) -> bool:
     """Whether no element of x is infinite or NaN. Without torch.isfinite's mask: at 124M parameters it takes 300 MB
     less at its peak, and a seventeenth of the time."""
-    return not x.numel() or all(math.isfinite(end) for end in x.aminmax())
+    return not x.numel() or all(math.isfinite(end) for end in x.detach().aminmax())
 
 
 def non_finite_weight(model: GPT2) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,8 @@ class GPT2(nn.Module):
     """GPT-2 with tied embeddings; parameters are named and laid out as in Hugging Face's, without `transformer.`.
 
     wte.weight has config.padded_vocab_size rows; the padding is zero, gets no gradient and shows nowhere else.
-    Activations have the parameters' dtype (fp32 or bf16, on CUDA also fp16), losses are fp32.
+    Activations have the parameters' dtype (fp32 or bf16, on CUDA also fp16), losses are fp32. Under torch.autocast they
+    have its dtype: the parameters' copies of that dtype are made anew in each forward, gradients arrive in fp32.
 
     recompute: whether training keeps only each layer's input and computes the rest again in the backward: C floats a
     token and layer instead of 10 C, for a third more arithmetic in the forward's share, a fifth to a quarter in all.
@@ -122,7 +123,8 @@ class GPT2(nn.Module):
         if targets is not None:
             _check_targets(targets, idx)
         V = self.config.vocab_size
-        h, head = ops.tied_embedding(idx, self.wte.weight, self.wpe.weight, vocab_size=V)
+        wte, wpe = self._cast((self.wte.weight, self.wpe.weight))
+        h, head = ops.tied_embedding(idx, wte, wpe, vocab_size=V)
         y = self.layers(h, dropout=self.config.dropout if self.training else 0.0)
         if targets is None:
             return ops.matmul(y, head[:V].t()).view(*idx.shape, V), None
@@ -131,7 +133,8 @@ class GPT2(nn.Module):
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """The final layernorm's output (B*T, C) for idx (B,T), whose first position is cache.length with a cache."""
         start = 0 if cache is None else cache.length
-        return self.layers(ops.embedding(idx, self.wte.weight, self.wpe.weight, start, self.config.vocab_size), cache)
+        wte, wpe = self._cast((self.wte.weight, self.wpe.weight))
+        return self.layers(ops.embedding(idx, wte, wpe, start, self.config.vocab_size), cache)
 
     def layers(self, x: Tensor, cache: KVCache | None = None, dropout: float = 0.0) -> Tensor:
         """All blocks and the final layernorm, (B*T, C), on the embeddings x (B,T,C).
@@ -144,19 +147,27 @@ class GPT2(nn.Module):
         if dropout:
             seeds = list(_attention_seeds(len(self.h), x.device))
         for i, layer in enumerate(self.h):
-            settings = layer.weights(), config.n_head, config.layer_norm_epsilon
+            weights = ops.BlockWeights(*self._cast(layer.weights()))
+            settings = weights, config.n_head, config.layer_norm_epsilon
             if cache is not None:
                 x, h = ops.cached_block(x, h, *settings, cache.layers[i])
             else:
                 x, h = ops.block(x, h, *settings, dropout, seeds[i], self.recompute)
-        norm = self.ln_f
-        return ops.residual_layernorm(x, h, norm.weight, norm.bias, config.layer_norm_epsilon)[1].view(
-            -1, config.n_embd
-        )
+        weight, bias = self._cast((self.ln_f.weight, self.ln_f.bias))
+        return ops.residual_layernorm(x, h, weight, bias, config.layer_norm_epsilon)[1].view(-1, config.n_embd)
 
     def logits(self, y: Tensor) -> Tensor:
         """y (N,C) times the token embedding's V rows: (N,V), the padding left out."""
-        return ops.matmul(y, self.wte.weight[: self.config.vocab_size].t())
+        (head,) = self._cast((self.wte.weight[: self.config.vocab_size],))
+        return ops.matmul(y, head.t())
+
+    def _cast(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The parameters in autocast's dtype where there is autocast. The ops know none: as operators of their own they
+        would cast each time that they are called, the tied embedding's 154 MB twice."""
+        device = parameters[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return parameters
+        return [p.to(torch.get_autocast_dtype(device)) for p in parameters]
 
     def check_tokens(self, idx: Tensor, longest: int | None = None) -> None:
         """Raises TypeError or ValueError, one sentence, unless idx is (B,T) int64; the embedding checks the ids.
@@ -173,8 +184,7 @@ class GPT2(nn.Module):
 
     def num_parameters(self) -> int:
         """Number of trained scalars, the vocabulary's padding not counted (gpt2: 124,439,808)."""
-        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
-        return sum(p.numel() for p in self.parameters()) - padding
+        return self.config.num_parameters()
 
     def generate(
         self,

@@ -48,7 +48,7 @@ def load(cls: type[GPT2], name: str | os.PathLike[str]) -> GPT2:
 
     Raises UserError, one sentence, if there is no such model or if it is not a GPT-2 in every tensor.
     """
-    folder = _find(name)
+    folder = find(name)
     config = read_config(folder)
     with ExitStack() as stack:
         tensors = _open_tensors(folder, stack)
@@ -140,7 +140,7 @@ def _settings(model: GPT2) -> dict[str, Any]:
     }
 
 
-def _find(name: str | os.PathLike[str]) -> Path:
+def find(name: str | os.PathLike[str]) -> Path:
     """The folder `name`, or else the local copy of the hub's model `name`, downloaded if need be."""
     if Path(name).is_dir():
         return Path(name)

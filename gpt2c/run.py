@@ -32,8 +32,9 @@ class Run:
         self.metrics, self.samples, self.curve = (folder / name for name in (METRICS, SAMPLES, CURVE))
 
     @classmethod
-    def create(cls, config: TrainConfig, data: Mapping[str, int]) -> Run:
-        """Start a run in a new or empty folder; `data` is the fingerprint of its tokens."""
+    def create(cls, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
+        """Start a run in a new or empty folder; `data` is the fingerprint of its tokens, `facts` are what the record
+        says besides, see `facts_of`."""
         folder = config.out
         with writing(folder):
             if folder.is_dir() and any(folder.iterdir()):
@@ -41,13 +42,12 @@ class Run:
                 raise UserError(f"{folder} is not empty: {hint}, or choose another folder with --out")
             folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder)
-        run._write_settings(config, data)
+        run._write_settings(config, data, facts)
         return run
 
-    @classmethod
-    def reopen(cls, config: TrainConfig, data: Mapping[str, int]) -> Run:
-        """An existing run; UserError if it was started with other settings or data. Nothing is written yet."""
-        recorded = read_settings(config.out)
+    def check(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
+        """UserError if the run was started with other settings or data. Nothing is written."""
+        recorded = read_settings(self.folder)
         for name, value in config.to_dict().items():
             found = recorded["settings"].get(name)
             if name not in MAY_CHANGE and found != value:
@@ -68,17 +68,18 @@ class Run:
                 "products may round differently, so it may end with other last digits than if it had never stopped",
                 stacklevel=2,
             )
-        return cls(config.out)
 
-    def rewind(self, config: TrainConfig, data: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    def rewind(
+        self, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any], sizes: Mapping[str, int]
+    ) -> None:
         """Cut the growing files back to the sizes they had at the checkpoint from which the run goes on."""
         with writing(self.folder):
             for path in (self.metrics, self.samples):
                 if path.exists():
                     os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
-        self._write_settings(config, data)
+        self._write_settings(config, data, facts)
 
-    def add_metrics(self, row: Mapping[str, float]) -> None:
+    def add_metrics(self, row: Mapping[str, float | str]) -> None:
         """Append one row to metrics.jsonl."""
         self._append(self.metrics, json.dumps(row) + "\n")
 
@@ -105,9 +106,9 @@ class Run:
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(text)
 
-    def _write_settings(self, config: TrainConfig, data: Mapping[str, int]) -> None:
+    def _write_settings(self, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         settings = {"settings": config.to_dict(), "data": dict(data), "threads": torch.get_num_threads()}
-        record = {"gpt2c": getattr(gpt2c, "__version__", None), **settings}
+        record = {"gpt2c": getattr(gpt2c, "__version__", None), **settings, **facts}
         with writing(self.folder):
             write_atomically(self.folder / SETTINGS, (json.dumps(record, indent=2) + "\n").encode())
 

@@ -2,139 +2,176 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from gpt2c import _native, checkpoint, ops
-from gpt2c.data import Batch, Dataset, load_dataset
-from gpt2c.errors import UserError
-from gpt2c.evaluate import sample_text, validation_loss
+from gpt2c import _native
+from gpt2c.data import Batch
+from gpt2c.data.prefetch import Prefetch
+from gpt2c.distributed import Processes, is_restarted, processes
+from gpt2c.errors import ToldElsewhere, UserError
+from gpt2c.evaluate import loss_sums, sample_text
 from gpt2c.finite import non_finite_of_step, non_finite_weight
-from gpt2c.interrupt import stop_signal
-from gpt2c.model import GPT2
-from gpt2c.optim import AdamW
+from gpt2c.interrupt import StopSignal, stop_signal
+from gpt2c.logs import open_sinks
+from gpt2c.precision import autocast
 from gpt2c.progress import Progress
-from gpt2c.run import Run
+from gpt2c.run import SETTINGS, Run
 from gpt2c.settings import TrainConfig
-from gpt2c.tokenizer import Tokenizer, get_tokenizer
-
-
-@dataclass
-class Training:
-    """Everything a run consists of, `step` steps after its start."""
-
-    config: TrainConfig
-    tokenizer: Tokenizer
-    dataset: Dataset
-    run: Run
-    model: GPT2
-    optimizer: AdamW
-    step: int
-    started: float  # time.monotonic() of the start; later by the time between being stopped and resumed
-    best_loss: float  # lowest validation loss of any checkpoint
-    checkpoint: Path | None  # the latest one
-    sample: str | None = None  # the latest one
+from gpt2c.step import (
+    accumulate_gradients,
+    clip_coefficient,
+    dropout_seeds,
+    learning_rate,
+    micro_batches,
+    tokens_per_step,
+)
+from gpt2c.training import Training, go_back, open_training, save
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where a run stands when `train` returns. `stopped_by`: the signal that ended it before its last step, or None."""
+    """Where a run stands when `train` returns. `stopped_by`: the signal that ended it before its last step, or None.
+    `is_first`: whether this process is the one that speaks."""
 
     run: Run
     checkpoint: Path
     step: int
     sample: str | None
     stopped_by: int | None
+    is_first: bool
 
 
 def train(config: TrainConfig, resume: bool = False) -> Result:
     """Train a GPT-2 as `config` says, in a new folder, or with `resume` go on from the folder's latest checkpoint.
 
-    A resumed run ends with the very bytes of one that was never stopped (same machine and number of threads). SIGINT
-    and SIGTERM stop it after the current step, with a checkpoint.
+    Under torchrun, which calls this in each process, they share each step's micro-steps. A resumed run ends with the
+    very bytes of one that was never stopped (same machine, numbers of threads and processes). SIGINT and SIGTERM stop
+    it after the current step, with a checkpoint.
 
     Raises:
-        UserError: data, settings or folder cannot be used, or a loss, gradient or weight is not finite.
+        UserError: data, settings or folder cannot be used, or a loss, gradient or weight is not finite for good.
     """
-    _native.keep_heap()
-    t = open_training(config, resume)
-    stopped_by = None
-    with stop_signal() as stop, Progress(t.step, config.steps) as progress:
-        progress.note(describe(t))
-        while t.step < config.steps:
-            t.step += 1
-            step_started = time.monotonic()
-            lr = learning_rate(t.step, config)
-            loss, norm = accumulate_gradients(t.model, t.optimizer, micro_batches(t.dataset, t.step, config))
-            for group in t.optimizer.param_groups:
-                group["lr"] = lr
-            t.optimizer.step(grad_scale=clip_coefficient(loss, norm, config.grad_clip))
-
-            loss, norm = float(loss), float(norm)  # only now, with the update queued, a GPU is waited for
-            require_finite(t, non_finite_of_step(t.model, loss, norm))
-            tok_per_s = tokens_per_step(config) / (time.monotonic() - step_started)
-            progress.update(t.step, loss, tok_per_s)
-            if is_due(t.step, config.log_every, config):
-                row = {"step": t.step, "loss": loss, "lr": lr, "grad_norm": norm, "tok_per_s": round(tok_per_s, 1)}
-                t.run.add_metrics({**row, "seconds": seconds(t)})
-
-            stopped_by = stop.received
-            val_loss = None
-            if is_due(t.step, config.eval_every, config):
-                val_loss = evaluate(t, progress)
-            if is_due(t.step, config.sample_every, config):
-                add_sample(t, progress)
-            is_best = val_loss is not None and val_loss < t.best_loss
-            if is_due(t.step, config.checkpoint_every, config) or is_best or stopped_by is not None:
-                save(t, val_loss)
-            if stopped_by is not None:
-                t.run.draw_curve()
-                break
+    if not config.recompute:  # which is asked for by who has little memory: kept, it grows by what is computed again
+        _native.keep_heap()
+    resume = resume or (is_restarted() and (config.out / SETTINGS).exists())
+    with processes(config.device) as group, opened(config, resume, group) as t, stop_signal() as stop:
+        with Progress(t.step, config.steps, group.is_first) as progress:
+            progress.note(describe(t))
+            stopped_by = run_steps(t, stop, progress)
     assert t.checkpoint is not None, "every run ends with a checkpoint"
-    return Result(t.run, t.checkpoint, t.step, t.sample, stopped_by if t.step < config.steps else None)
+    return Result(t.run, t.checkpoint, t.step, t.sample, stopped_by if t.step < config.steps else None, group.is_first)
 
 
-def open_training(config: TrainConfig, resume: bool) -> Training:
-    """Check everything that can be wrong before the run folder is made, then make it, or read it to resume."""
-    tokenizer = get_tokenizer(config.tokenizer)
-    model_config = config.model_config(tokenizer.vocab_size)
-    dataset = load_dataset(config.data, tokenizer, config.val_fraction, config.context)
+@contextlib.contextmanager
+def opened(config: TrainConfig, resume: bool, group: Processes) -> Iterator[Training]:
+    """The run, whose files are closed however it ends."""
+    t = open_training(config, resume, group)
+    with contextlib.ExitStack() as stack:
+        if group.is_first:
+            t.sinks = stack.enter_context(open_sinks(t.config, t.run.folder, t.step if resume else None))
+        if resume:
+            t.log(event="resume", reason=f"from {t.checkpoint.name if t.checkpoint else 'the start'}, {where(t)}")
+        yield t
+    # What holds on to the group of processes must be gone before it is: gloo waits for peers that have left.
+    t.wrapped, t.optimizer = t.model, None
 
-    last = checkpoint.latest(config.out) if resume else None
-    record = checkpoint.read_record(last) if last else checkpoint.Record(0, tokenizer.name, None, 0.0, {})
-    fingerprint = dataset.tokens.fingerprint()
-    run = Run.reopen(config, fingerprint) if resume else Run.create(config, fingerprint)
 
-    torch.manual_seed(config.seed)
-    model = GPT2.from_pretrained(last).train() if last else GPT2(model_config)
-    if model.config != model_config:
-        raise UserError(f"{last} holds a model of {model.config}, expected {model_config} as {run.folder} records")
-    model.recompute = config.recompute
-    optimizer = make_optimizer(model, config)
-    if last:
-        checkpoint.restore(last, model, optimizer)
-    if resume:
-        run.rewind(config, fingerprint, record.files)
-        checkpoint.prune(run.folder, config.keep)
-    best = checkpoint.best(run.folder)
-    best_loss = checkpoint.read_record(best).val_loss if best else None
-    return Training(
-        config,
-        tokenizer,
-        dataset,
-        run,
-        model,
-        optimizer,
-        step=record.step,
-        started=time.monotonic() - record.seconds,
-        best_loss=math.inf if best_loss is None else best_loss,
-        checkpoint=last,
+def run_steps(t: Training, stop: StopSignal, progress: Progress) -> int | None:
+    """All steps that are left; returns the signal that ended them early."""
+    while t.step < t.config.steps:
+        with batches_from(t) as batches:
+            while t.step < t.config.steps:
+                if not take_step(t, batches, progress):
+                    break  # back at a checkpoint: other data come next
+                signal = agreed(t, stop)
+                after_step(t, progress, signal)
+                if signal is not None:
+                    t.processes.first_does(t.run.draw_curve)
+                    return signal
+    return None
+
+
+def batches_from(t: Training) -> Prefetch[list[Batch]]:
+    """This process's batches of each step that is left, made while the step before runs."""
+    rank, world, offset = t.processes.rank, t.processes.world, t.guard.offset
+    return Prefetch(
+        lambda step: micro_batches(t.dataset, step + offset, t.config, rank, world), t.step + 1, t.config.steps
     )
+
+
+def take_step(t: Training, batches: Prefetch[list[Batch]], progress: Progress) -> bool:
+    """One step; False if training went back to a checkpoint instead."""
+    t.step += 1
+    started, lr = time.monotonic(), learning_rate(t.step, t.config)
+    seeds = dropout_seeds(t.config, t.step, t.processes.rank, t.processes.world)
+    with autocast(t.processes.device, t.precision):
+        loss, norm = accumulate_gradients(t.wrapped, t.optimizer, batches.get(t.step), seeds, t.loss_scale.scale)
+    loss, norm = t.processes.mean([loss, norm])  # the norm is the same in all, the gradients being averaged
+    if not update(t, loss, norm, lr, progress):
+        return False
+    tok_per_s = tokens_per_step(t.config) / (time.monotonic() - started)
+    progress.update(t.step, loss, lr, norm, tok_per_s)
+    if is_due(t.step, t.config.log_every, t.config):
+        t.log(loss=loss, lr=lr, grad_norm=norm, tok_per_s=round(tok_per_s, 1))
+    return True
+
+
+def update(t: Training, loss: float, norm: float, lr: float, progress: Progress) -> bool:
+    """The optimizer's update, or its skip; False if training went back to a checkpoint."""
+    if not math.isfinite(norm) and math.isfinite(loss) and t.loss_scale.is_used and t.loss_scale.overflowed():
+        t.log(event="skip", reason=f"gradients overflow in fp16, the loss's scale is now {t.loss_scale.scale:g}")
+        return True
+    if (problem := t.guard.judge(loss, norm)) is None:
+        for group in t.optimizer.param_groups:
+            group["lr"] = lr
+        t.optimizer.step(grad_scale=clip_coefficient(norm, t.config.grad_clip) / t.loss_scale.scale)
+        t.loss_scale.held()
+        return True
+    culprit = non_finite_of_step(t.model, loss, norm)
+    weight = non_finite_weight(t.model)
+    if t.config.skip_limit == 0:
+        stop_for(t, f"{culprit} is not finite" if culprit else problem)
+    if weight is None and t.guard.in_a_row < t.config.skip_limit:
+        t.log(event="skip", reason=problem)
+        progress.note(f"step {t.step}: {problem}; its update is skipped")
+        return True
+    if t.checkpoint is None or t.went_back_to == t.checkpoint:
+        stop_for(t, f"{culprit} is not finite" if culprit else problem)
+    problem = f"{weight} is not finite" if weight else f"{problem}, the last of {t.guard.in_a_row} in a row"
+    t.log(event="rollback", reason=f"{problem}; back to {t.checkpoint.name}, past these data")
+    progress.note(f"step {t.step}: {problem}; going back to {t.checkpoint}, past these data")
+    go_back(t)
+    return False
+
+
+def after_step(t: Training, progress: Progress, signal: int | None) -> None:
+    """Evaluation, sample and checkpoint, where they are due; a checkpoint if a signal ends the run, too."""
+    val_loss = None
+    if is_due(t.step, t.config.eval_every, t.config):
+        val_loss = evaluate(t, progress)
+    if is_due(t.step, t.config.sample_every, t.config):
+        add_sample(t, progress)
+    is_best = val_loss is not None and val_loss < t.best_loss
+    if signal is not None and t.step < t.config.steps:
+        t.log(event="stop", reason=f"signal {signal}")
+    if is_due(t.step, t.config.checkpoint_every, t.config) or is_best or signal is not None:
+        require_finite(t, non_finite_weight(t.model))
+        save(t, val_loss)
+
+
+def agreed(t: Training, stop: StopSignal) -> int | None:
+    """The signal that any of the processes has got, in all of them after the same step."""
+    if t.processes.world == 1:
+        return stop.received
+    numbers = t.processes.mean([float(stop.received or 0), float(stop.received is not None)])
+    return round(numbers[0] / numbers[1]) if numbers[1] else None
 
 
 def is_due(step: int, every: int, config: TrainConfig) -> bool:
@@ -142,106 +179,92 @@ def is_due(step: int, every: int, config: TrainConfig) -> bool:
     return step == config.steps or (every > 0 and step % every == 0)
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step, counted from 1: lr * step / warmup_steps up to warmup_steps, then half a cosine
-    from lr to min_lr, which is reached at the last step."""
-    if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.lr - config.min_lr)
-
-
-def make_optimizer(model: GPT2, config: TrainConfig) -> AdamW:
-    """AdamW with weight decay on matrices and embeddings (two dimensions) and none on biases and layernorms."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, weight_decay=config.weight_decay)
-
-
-def micro_batches(dataset: Dataset, step: int, config: TrainConfig) -> list[Batch]:
-    """The batches of a step's micro-steps."""
-    return [
-        dataset.train_batch(config.seed, step, i, config.accumulation, config.batch_size, config.context)
-        for i in range(config.accumulation)
-    ]
-
-
-def accumulate_gradients(model: GPT2, optimizer: AdamW, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    """Leave in .grad the gradient of the mean loss over all batches, which are of one size; returns that loss and the
-    L2 norm of the gradient, 0-dim tensors."""
-    optimizer.zero_grad()
-    total = torch.zeros((), device=model.wte.weight.device)
-    for idx, targets in batches:
-        _, loss = model(idx, targets)
-        (loss / len(batches)).backward()
-        total += loss.detach() / len(batches)
-    return total, ops.grad_norm([p.grad for p in model.parameters() if p.grad is not None])
-
-
-def clip_coefficient(loss: Tensor, norm: Tensor, grad_clip: float) -> Tensor:
-    """What gradients of this norm are multiplied by, so that it is at most grad_clip; nan, which the optimizer takes
-    for no step at all, if loss or norm is not finite. 0-dim fp32, where loss and norm are."""
-    coefficient = (grad_clip / (norm.double() + 1e-6)).clamp_max(1.0)
-    return torch.where(loss.isfinite() & norm.isfinite(), coefficient, torch.nan).float()
-
-
 def evaluate(t: Training, progress: Progress) -> float:
-    """Measure the validation loss, write it down and draw the curve."""
+    """Measure the validation loss, and HellaSwag if that is wanted, write it down and draw the curve."""
     require_finite(t, non_finite_weight(t.model))
-    batches = t.dataset.val_batches(t.config.batch_size, t.config.context, t.config.eval_batches)
-    val_loss = validation_loss(t.model, batches)
+    rank, world = t.processes.rank, t.processes.world
+    drawn = t.dataset.val_batches(t.config.batch_size, t.config.context, t.config.eval_tokens, rank, world)
+    with autocast(t.processes.device, t.precision):
+        total, tokens = t.processes.mean(loss_sums(t.model, drawn))
+        scores = hellaswag(t) if t.config.hellaswag else {}
+    val_loss = total / tokens
     require_finite(t, None if math.isfinite(val_loss) else f"the validation loss ({val_loss})")
-    t.run.add_metrics({"step": t.step, "val_loss": val_loss, "seconds": seconds(t)})
-    t.run.draw_curve()
-    progress.note(f"step {t.step}: validation loss {val_loss:.4f}")
+    t.log(val_loss=val_loss)
+    if scores:
+        t.log(**scores)
+    t.processes.first_does(t.run.draw_curve)
+    progress.evaluated(val_loss)
+    progress.note(f"step {t.step}: validation loss {val_loss:.4f}{describe_scores(scores)}")
     return val_loss
+
+
+def hellaswag(t: Training) -> dict[str, float]:
+    """The scores as a row of metrics.jsonl has them."""
+    from gpt2c.evaluation.hellaswag import evaluate_hellaswag
+
+    config, rank, world = t.config, t.processes.rank, t.processes.world
+    found = evaluate_hellaswag(t.model, t.tokenizer, config.hellaswag, config.hellaswag_items, rank=rank, world=world)
+    right, right_norm, items = t.processes.mean([found.right, found.right_norm, found.items])
+    return {
+        "hellaswag_acc": right / items,
+        "hellaswag_acc_norm": right_norm / items,
+        "hellaswag_items": round(items * world),
+    }
 
 
 def add_sample(t: Training, progress: Progress) -> None:
     """Generate a text, write it down and show it, except the last one, which the caller gets."""
     require_finite(t, non_finite_weight(t.model))
+    if not t.processes.is_first:
+        return
     t.sample = sample_text(t.model, t.tokenizer, t.config.sample_tokens, seed=t.config.seed + t.step)
     t.run.add_sample(t.step, t.sample)
+    for sink in t.sinks:
+        sink.text(t.step, t.sample)
     if t.step < t.config.steps:
         progress.note(f"step {t.step}: a sample\n" + "\n".join("    " + line for line in t.sample.splitlines()))
-
-
-def save(t: Training, val_loss: float | None) -> None:
-    """Write a checkpoint, never one with a weight that is not finite."""
-    require_finite(t, non_finite_weight(t.model))
-    record = checkpoint.Record(t.step, t.tokenizer.name, val_loss, seconds(t), files=t.run.flush())
-    t.checkpoint = checkpoint.save(t.run.folder, t.model, t.optimizer, record)
-    checkpoint.prune(t.run.folder, t.config.keep)
-    if val_loss is not None:
-        t.best_loss = min(t.best_loss, val_loss)
 
 
 def require_finite(t: Training, culprit: str | None) -> None:
     """Raise UserError if there is a culprit: a tensor that is not finite."""
     if culprit is not None:
-        good = f"the last good checkpoint is {t.checkpoint}" if t.checkpoint else "there is no checkpoint yet"
-        raise UserError(
-            f"step {t.step}: {culprit} is not finite, so training has stopped and {good}; "
-            "try a smaller --lr or --grad-clip"
-        )
+        stop_for(t, f"{culprit} is not finite")
 
 
-def tokens_per_step(config: TrainConfig) -> int:
-    return config.accumulation * config.batch_size * config.context
-
-
-def seconds(t: Training) -> float:
-    """Seconds trained so far, those before a resume included."""
-    return round(time.monotonic() - t.started, 3)
+def stop_for(t: Training, problem: str) -> None:
+    """End the run, by a UserError."""
+    good = f"the last good checkpoint is {t.checkpoint}" if t.checkpoint else "there is no checkpoint yet"
+    t.log(event="stop", reason=problem)
+    raise (UserError if t.processes.is_first else ToldElsewhere)(
+        f"step {t.step}: {problem}, so training has stopped and {good}; try a smaller --lr or --grad-clip"
+    )
 
 
 def describe(t: Training) -> str:
     """The run in a line."""
-    boundary = t.dataset.boundary
+    learned = t.dataset.boundary
+    validated = len(t.dataset.tokens) - learned
+    learning = sum(p.numel() for p in t.model.parameters() if p.requires_grad)
+    of = t.model.num_parameters()
+    share = "" if learning >= of else f", of which {learning:,} learn"
     return (
-        f"{t.run.folder}: a GPT-2 of {t.model.num_parameters():,} parameters, {tokens_per_step(t.config):,} tokens a "
-        f"step, from {boundary:,} tokens to learn and {len(t.dataset.tokens) - boundary:,} to validate"
+        f"{t.run.folder}: a GPT-2 of {of:,} parameters{share}, {tokens_per_step(t.config):,} tokens a "
+        f"step, from {learned:,} tokens to learn and {validated:,} to validate{where(t, '; ')}"
     )
+
+
+def where(t: Training, before: str = "") -> str:
+    """Device, precision and number of processes; nothing for the ordinary: one process on a CPU in fp32."""
+    world = t.processes.world
+    parts = [f"{world} processes"] * (world > 1)
+    if t.processes.device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(t.processes.device))
+    if t.precision != "fp32":
+        parts.append(t.precision)
+    return before + ", ".join(parts) if parts else ""
+
+
+def describe_scores(scores: dict[str, float]) -> str:
+    if not scores:
+        return ""
+    return f", HellaSwag acc_norm {scores['hellaswag_acc_norm']:.4f} (acc {scores['hellaswag_acc']:.4f})"

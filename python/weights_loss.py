@@ -16,10 +16,10 @@ from typing import Annotated
 import tyro
 
 from gpt2c import GPT2, checkpoint
-from gpt2c.load import tokenizer_of
 from gpt2c.data import load_dataset
 from gpt2c.decode import WEIGHTS
 from gpt2c.evaluate import decoding_loss
+from gpt2c.load import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main() -> None:
     print("weights       loss  perplexity  change of it")
     exact = None
     for weights in WEIGHTS:
-        loss = decoding_loss(model, dataset.val_batches(8, context, args.batches), weights)
+        loss = decoding_loss(model, dataset.val_batches(8, context, args.batches * 8 * context), weights)
         exact = loss if exact is None else exact
         print(f"{weights:8}{loss:10.5f}{math.exp(loss):12.4f}{math.expm1(loss - exact):+14.4%}")
 

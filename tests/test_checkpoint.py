@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from gpt2c import checkpoint
 from gpt2c.errors import UserError
+from gpt2c.load import load_model
 from gpt2c.model import GPT2
 from gpt2c.optim import AdamW
-from gpt2c.train import accumulate_gradients, make_optimizer, micro_batches, open_training, train
+from gpt2c.step import accumulate_gradients, make_optimizer, micro_batches
+from gpt2c.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,7 @@ def _one_thread() -> None:
 def trained(folder: Path, steps: int = 2) -> tuple[GPT2, torch.optim.Optimizer]:
     """A tiny model and its optimizer after a few steps."""
     folder.mkdir(exist_ok=True)
-    t = open_training(tiny.config(folder, out=folder / "unused"), resume=False)
+    t = tiny.opened(tiny.config(folder, out=folder / "unused"))
     for step in range(1, steps + 1):
         accumulate_gradients(t.model, t.optimizer, micro_batches(t.dataset, step, t.config))
         t.optimizer.step(grad_scale=0.5)
@@ -38,6 +40,10 @@ def trained(folder: Path, steps: int = 2) -> tuple[GPT2, torch.optim.Optimizer]:
 
 def record(step: int, val_loss: float | None = None) -> checkpoint.Record:
     return checkpoint.Record(step, "bytes", val_loss, 1.5, {"metrics.jsonl": 10})
+
+
+def save(run: Path, model: GPT2, optimizer: torch.optim.Optimizer, record: checkpoint.Record) -> Path:
+    return checkpoint.save(run, model.save_pretrained, model, optimizer, record)
 
 
 def restored(path: Path, folder: Path) -> tuple[GPT2, torch.optim.Optimizer]:
@@ -56,11 +62,8 @@ def same_state(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
 
 def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = trained(tmp_path)
-    path = checkpoint.save(tmp_path / "run", model, optimizer, record(2))
-    rng = torch.get_rng_state()
-    torch.manual_seed(99)
+    path = save(tmp_path / "run", model, optimizer, record(2))
     other_model, other_optimizer = restored(path, tmp_path)
-    assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other_model.parameters(), strict=True))
     assert same_state(optimizer, other_optimizer)
     assert any(state["exp_avg"].abs().max() > 0 for state in optimizer.state.values())
@@ -80,7 +83,7 @@ def test_master_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     model = trained(tmp_path, steps=0)[0].bfloat16()
     optimizer = masters_of(model)
     steps(model, optimizer, 2)
-    path = checkpoint.save(tmp_path / "run", model, optimizer, record(2))
+    path = save(tmp_path / "run", model, optimizer, record(2))
     other_model = GPT2.from_pretrained(path).train()
     other_optimizer = masters_of(other_model)
     checkpoint.restore(path, other_model, other_optimizer)
@@ -97,13 +100,13 @@ def test_state_that_is_numbers_comes_back(tmp_path: Path) -> None:
     model, optimizer = trained(tmp_path)
     for state in optimizer.state.values():
         state["step"] = int(state["step"])
-    path = checkpoint.save(tmp_path / "run", model, optimizer, record(2))
+    path = save(tmp_path / "run", model, optimizer, record(2))
     assert checkpoint.read_record(path).optimizer["step.wte.weight"] == 2
     assert same_state(optimizer, restored(path, tmp_path)[1])
 
 
 def test_the_files_and_that_none_is_a_pickle(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path / "run", *trained(tmp_path), record(7, 2.5))
+    path = save(tmp_path / "run", *trained(tmp_path), record(7, 2.5))
     assert path == tmp_path / "run" / "checkpoints" / "step_000007"
     assert sorted(tiny.files(path)) == ["config.json", "model.safetensors", "training.json", "training.safetensors"]
     assert json.loads((path / "training.json").read_text())["val_loss"] == 2.5
@@ -121,7 +124,7 @@ def run(tmp_path: Path) -> Path:
     """Five checkpoints; the best is the second."""
     model, optimizer = trained(tmp_path)
     for step, loss in ((8, 3.0), (9, 2.0), (10, None), (11, 2.5), (100, None)):
-        checkpoint.save(tmp_path / "run", model, optimizer, record(step, loss))
+        save(tmp_path / "run", model, optimizer, record(step, loss))
     return tmp_path / "run"
 
 
@@ -158,7 +161,7 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_no_obstacle(run: Path, tmp
     left = run / "checkpoints" / ".step_000200.tmp"
     shutil.copytree(checkpoint.latest(run), left)
     assert steps_of(run)[-1] == 100
-    checkpoint.save(run, *trained(tmp_path / "again"), record(200))
+    save(run, *trained(tmp_path / "again"), record(200))
     assert steps_of(run)[-1] == 200 and not left.exists()
 
 
@@ -175,7 +178,7 @@ def test_a_full_disk_leaves_nothing_behind(run: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(checkpoint.os if step_that_fails == "rename" else checkpoint, step_that_fails, full)
     with pytest.raises(UserError, match="cannot write .*step_000300: No space left on device; make room or choose"):
-        checkpoint.save(run, model, optimizer, record(300))
+        save(run, model, optimizer, record(300))
     assert tiny.files(run) == before
     assert not (run / "checkpoints" / ".step_000300.tmp").exists()
 
@@ -183,7 +186,7 @@ def test_a_full_disk_leaves_nothing_behind(run: Path, monkeypatch: pytest.Monkey
 def test_an_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*step_000001: Not a directory"):
-        checkpoint.save(tmp_path / "file" / "run", *trained(tmp_path), record(1))
+        save(tmp_path / "file" / "run", *trained(tmp_path), record(1))
 
 
 # Checkpoints that cannot be resumed from
@@ -205,6 +208,15 @@ def resumable(finished: Path, tmp_path: Path) -> Path:
     """The latest checkpoint of a finished run in tmp_path/run."""
     shutil.copytree(finished, tmp_path / "run")
     return checkpoint.latest(tmp_path / "run")
+
+
+def hashed_anew(path: Path) -> None:
+    """Make the record fit the files, as if they had been written like that."""
+    contents = json.loads((path / "training.json").read_text())
+    contents["sha256"] = {name: checkpoint.sha256(path / name) for name in contents["sha256"]}
+    del contents[checkpoint.DIGEST]
+    contents[checkpoint.DIGEST] = checkpoint._digest(contents)
+    (path / "training.json").write_text(json.dumps(contents))
 
 
 def resume_error(tmp_path: Path) -> str:
@@ -239,21 +251,37 @@ def test_another_configuration(resumable: Path, wider: Path, tmp_path: Path) -> 
 
 def test_training_state_of_another_model(resumable: Path, wider: Path, tmp_path: Path) -> None:
     shutil.copyfile(wider / "training.safetensors", resumable / "training.safetensors")
+    hashed_anew(resumable)
     assert "does not belong to the model" in resume_error(tmp_path)
 
 
-@pytest.mark.parametrize("lost", ["exp_avg.wte.weight", "rng.torch"])
-def test_training_state_that_lacks_something(resumable: Path, tmp_path: Path, lost: str) -> None:
+def test_training_state_that_lacks_something(resumable: Path, tmp_path: Path) -> None:
     tensors = load_file(resumable / "training.safetensors")
-    del tensors[lost]
+    del tensors["exp_avg.wte.weight"]
     save_file(tensors, resumable / "training.safetensors")
-    assert "lacks the state of" in resume_error(tmp_path)
+    hashed_anew(resumable)
+    assert "lacks the state of wte.weight" in resume_error(tmp_path)
 
 
-def test_a_foreign_random_generator_state(resumable: Path, tmp_path: Path) -> None:
-    tensors = load_file(resumable / "training.safetensors")
-    save_file({**tensors, "rng.torch": torch.zeros(3, dtype=torch.uint8)}, resumable / "training.safetensors")
-    assert "training.safetensors is damaged" in resume_error(tmp_path)
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "config.json", "training.json"])
+def test_one_flipped_byte_is_refused_and_the_one_before_offered(resumable: Path, tmp_path: Path, name: str) -> None:
+    file = resumable / name
+    contents = bytearray(file.read_bytes())
+    position = contents.index(b"0", len(contents) // 2) if name.endswith(".json") else len(contents) - 5
+    contents[position] ^= 1
+    file.write_bytes(contents)
+    message = resume_error(tmp_path)
+    assert f"{name} is damaged" in message
+    assert "remove the folder step_000008 to go on from step_000006, the one before it" in message
+    shutil.rmtree(resumable)
+    assert train(tiny.config(tmp_path, steps=12), resume=True).step == 12
+
+
+def test_a_damaged_checkpoint_is_not_sampled_from(resumable: Path) -> None:
+    weights = resumable / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(UserError, match="model.safetensors is damaged: its SHA-256 is"):
+        load_model(str(resumable))
 
 
 def test_a_damaged_record_of_the_run(resumable: Path, tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def refusal(config: TrainConfig, resume: bool = False) -> str:
     ("name", "value"),
     [("n_layer", 2), ("n_head", 4), ("n_embd", 64), ("context", 8), ("dropout", 0.1), ("batch_size", 3)]
     + [("accumulation", 2), ("lr", 2e-3), ("min_lr", 0.0), ("warmup_steps", 3), ("weight_decay", 0.0), ("beta1", 0.8)]
+    + [("precision", "bf16"), ("spike_z", 5.0), ("freeze_layers", 1), ("lora_rank", 4), ("lora_alpha", 8.0)]
     + [("beta2", 0.9), ("grad_clip", 2.0), ("seed", 2), ("val_fraction", 0.2), ("tokenizer", "gpt2")],
 )
 def test_a_resume_with_another_setting_is_refused(finished: Path, tmp_path: Path, name: str, value: object) -> None:

@@ -26,8 +26,10 @@ from gpt2c import train as loop
 from gpt2c.curve import loss_curve
 from gpt2c.errors import UserError
 from gpt2c.files import write_atomically
+from gpt2c.optim import AdamW
 from gpt2c.settings import TrainConfig
-from gpt2c.train import accumulate_gradients, learning_rate, micro_batches, open_training, train
+from gpt2c.step import accumulate_gradients, learning_rate, micro_batches
+from gpt2c.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def test_the_learning_rate_of_short_runs(warmup: int, steps: int) -> None:
 
 
 def test_weights_decay_and_biases_and_layernorms_do_not(tmp_path: Path) -> None:
-    t = open_training(tiny.config(tmp_path, weight_decay=0.3), resume=False)
+    t = tiny.opened(tiny.config(tmp_path, weight_decay=0.3))
     names = {p: name for name, p in t.model.named_parameters()}
     decayed, kept = (
         {names[p] for group in t.optimizer.param_groups if group["weight_decay"] == decay for p in group["params"]}
@@ -67,7 +69,7 @@ def test_weights_decay_and_biases_and_layernorms_do_not(tmp_path: Path) -> None:
 
 
 def test_accumulation_gives_the_loss_and_gradient_of_the_large_batch(tmp_path: Path) -> None:
-    large = open_training(tiny.config(tmp_path, batch_size=12), resume=False)
+    large = tiny.opened(tiny.config(tmp_path, batch_size=12))
     small = dataclasses.replace(large.config, batch_size=3, accumulation=4)
     loss, norm = accumulate_gradients(large.model, large.optimizer, micro_batches(large.dataset, 5, large.config))
     gradients = {name: p.grad.clone() for name, p in large.model.named_parameters()}
@@ -84,16 +86,16 @@ def test_accumulation_gives_the_loss_and_gradient_of_the_large_batch(tmp_path: P
 
 def test_the_gradient_is_clipped_in_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scales = []
-    step = loop.AdamW.step
+    step = AdamW.step
 
-    def spy(self: torch.optim.Optimizer, *args: object, grad_scale: Tensor) -> None:
-        scales.append(float(grad_scale))
+    def spy(self: AdamW, *args: object, grad_scale: float) -> None:
+        scales.append(grad_scale)
         step(self, *args, grad_scale=grad_scale)
 
-    monkeypatch.setattr(loop.AdamW, "step", spy)
+    monkeypatch.setattr(AdamW, "step", spy)
     train(tiny.config(tmp_path, grad_clip=0.5, log_every=1))
     norms = [row["grad_norm"] for row in tiny.metrics(tmp_path / "run") if "grad_norm" in row]
-    assert scales == [float(torch.tensor(min(1.0, 0.5 / (norm + 1e-6)))) for norm in norms]
+    assert scales == [min(1.0, 0.5 / (norm + 1e-6)) for norm in norms]
     assert min(scales) < 1
 
 
@@ -136,7 +138,7 @@ def test_less_often(tmp_path: Path) -> None:
 
 def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.5, 2.0])
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(loop, "loss_sums", lambda *_: (next(losses), 1))
     train(tiny.config(tmp_path, steps=8, eval_every=2, checkpoint_every=3, keep=2))
     kept = {path.name: checkpoint.read_record(path).val_loss for path in checkpoint.list_all(tmp_path / "run")}
     # Saved at 2 and 4 (each the best so far), 3, 6 (every third) and 8 (the last): the best, 4, and two more stay.
@@ -172,7 +174,7 @@ def test_without_a_terminal_there_are_few_lines(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress.Progress(0, 5000) as shown:
         for step in range(1, 5001):
-            shown.update(step, 1.0, 100.0)
+            shown.update(step, 1.0, 6e-4, 0.5, 100.0)
     lines = capsys.readouterr().out.splitlines()
     assert 50 <= len(lines) <= 102
     assert lines[0].startswith("step 1/5000") and lines[-1].startswith("step 5000/5000")
@@ -188,13 +190,14 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, rows_and_columns
         monkeypatch.setattr(sys, "stderr", terminal)
         with progress.Progress(2, 4) as shown:
             time.sleep(0.15)  # tqdm redraws at most ten times a second
-            shown.update(3, 1.25, 1234.5)
+            shown.evaluated(2.5)
+            shown.update(3, 1.25, 6e-4, 0.5, 1234.5)
         bar = b""
         while b"3/4" not in bar and select.select([main_end], [], [], 10)[0]:  # a busy system hands it over in pieces
             bar += os.read(main_end, 10_000)
         bar = bar.decode(errors="replace")
     os.close(main_end)
-    assert "3/4" in bar and "loss 1.250, 1,234 tok/s" in bar and "<" in bar
+    assert "3/4" in bar and "loss 1.250 lr 6.0e-04 norm 0.50 val 2.500 1,234 tok/s" in bar and "<" in bar
 
 
 # Refusals
@@ -277,11 +280,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: int, weight: str | None = None,
     honest = loop.accumulate_gradients
     steps = iter(range(1, 1000))
 
-    def spoiled(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: list) -> tuple[Tensor, Tensor]:
+    def spoiled(model: torch.nn.Module, *args: object) -> tuple[Tensor, Tensor]:
         now = next(steps) == step
         if weight and now:
             model.get_parameter(weight).data.view(-1)[3] = math.nan
-        loss, norm = honest(model, optimizer, batches)
+        loss, norm = honest(model, *args)
         if gradient and now:
             model.get_parameter(gradient).grad.view(-1)[3] = math.inf
             norm = torch.tensor(math.inf)
@@ -301,7 +304,7 @@ def test_the_step_the_tensor_and_the_last_good_checkpoint_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: dict[str, str], words: str
 ) -> None:
     spoil(monkeypatch, 5, **what)
-    message = refusal(tiny.config(tmp_path))
+    message = refusal(tiny.config(tmp_path, skip_limit=0))
     last = tmp_path / "run" / "checkpoints" / "step_000004"
     assert message.startswith(f"step 5: {words} is not finite") and f"the last good checkpoint is {last};" in message
     assert checkpoint.latest(tmp_path / "run") == last
@@ -312,30 +315,30 @@ def test_the_step_the_tensor_and_the_last_good_checkpoint_are_named(
 
 def test_no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, 1, gradient="wte.weight")
-    assert "there is no checkpoint yet" in refusal(tiny.config(tmp_path))
+    assert "there is no checkpoint yet" in refusal(tiny.config(tmp_path, skip_limit=0))
 
 
 def test_a_weight_spoiled_by_the_update_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, steps = loop.AdamW.step, iter(range(1, 1000))
+    honest, steps = AdamW.step, iter(range(1, 1000))
 
     def spoiled(self: torch.optim.Optimizer, *args: object, **kwargs: object) -> None:
         honest(self, *args, **kwargs)
         if next(steps) == 5:
             self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan
 
-    monkeypatch.setattr(loop.AdamW, "step", spoiled)
+    monkeypatch.setattr(AdamW, "step", spoiled)
     assert refusal(tiny.config(tmp_path, checkpoint_every=5)).startswith("step 5: the weight wte.weight is not finite")
     assert checkpoint.latest(tmp_path / "run").name == "step_000004"
 
 
 def test_a_validation_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: math.nan)
+    monkeypatch.setattr(loop, "loss_sums", lambda *_: (math.nan, 1))
     assert refusal(tiny.config(tmp_path)).startswith("step 4: the validation loss (nan) is not finite")
     assert checkpoint.latest(tmp_path / "run").name == "step_000002"
 
 
 def test_what_is_named_when_only_the_sum_overflows(tmp_path: Path) -> None:
-    t = open_training(tiny.config(tmp_path), resume=False)
+    t = tiny.opened(tiny.config(tmp_path))
     assert finite.non_finite_of_step(t.model, 1.0, 1.0) is None
     assert finite.non_finite_of_step(t.model, math.inf, 1.0) == "the loss (inf)"
     assert finite.non_finite_of_step(t.model, 1.0, math.inf) == "the norm of all gradients together (inf)"

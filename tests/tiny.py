@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -18,7 +19,9 @@ from safetensors.torch import load_file
 
 import gpt2c
 from gpt2c.cli import main
+from gpt2c.distributed import Processes
 from gpt2c.settings import TrainConfig
+from gpt2c.training import Training, open_training
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAIN = "import sys; from gpt2c.cli import main; sys.exit(main())"
@@ -53,6 +56,11 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**settings, **changes})
 
 
+def opened(settings: TrainConfig) -> Training:
+    """The run before its first step, in this process alone."""
+    return open_training(settings, False, Processes(0, 1, torch.device("cpu")))
+
+
 def flags(settings: TrainConfig) -> list[str]:
     """The command line of `gpt2c train` for these settings."""
     named = {f"--{name.replace('_', '-')}": value for name, value in settings.to_dict().items()}
@@ -79,35 +87,59 @@ def start(*args: str, program: str = MAIN) -> subprocess.Popen[str]:
     )
 
 
-def fork(*args: str) -> BaseProcess:
-    """`gpt2c ARGS` as a process of its own that has imported everything before it is forked: it starts at once."""
+def fork(*args: str, variables: Mapping[str, str] | None = None, log: Path | None = None) -> BaseProcess:
+    """`gpt2c ARGS` as a process of its own that has imported everything before it is forked: it starts at once.
+
+    variables: added to its environment. log: gets what it prints.
+    """
     context = multiprocessing.get_context("forkserver")
     # torch.optim imports torch._dynamo at its first use, which takes longer than the whole run.
-    context.set_forkserver_preload(["gpt2c.cli", "torch._dynamo", "matplotlib.figure"])
-    process = context.Process(target=_run, args=(args,))
+    context.set_forkserver_preload(["gpt2c.cli", "torch._dynamo", "torch.distributed.optim", "matplotlib.figure"])
+    process = context.Process(target=_run, args=(args, dict(variables or {}), log))
     process.start()
     return process
 
 
-def _run(args: tuple[str, ...]) -> None:
+def _run(args: tuple[str, ...], variables: dict[str, str], log: Path | None) -> None:
+    if log is not None:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    os.environ.update(variables)
     torch.set_num_threads(1)
     sys.exit(main(args))
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl without the times, which differ from run to run."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+    """The rows of metrics.jsonl without the times, which differ from run to run, and without the events."""
+    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in all_rows(run)]
+    return [row for row in rows if "event" not in row]
 
 
-def state(checkpoint: Path) -> dict[str, bytes]:
-    """Every tensor of a checkpoint: the weights, the moments and the random generator, as bytes."""
-    tensors = {
+def events(run: Path) -> list[tuple[int, str]]:
+    """Step and name of each event of metrics.jsonl."""
+    return [(row["step"], row["event"]) for row in all_rows(run) if "event" in row]
+
+
+def all_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: the weights and the moments."""
+    return {
         f"{name}: {key}": value
         for name in ("model.safetensors", "training.safetensors")
         for key, value in load_file(checkpoint / name).items()
     }
-    return {key: value.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for key, value in tensors.items()}
+
+
+def state(checkpoint: Path) -> dict[str, bytes]:
+    """The same as bytes."""
+    return {
+        key: value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for key, value in tensors(checkpoint).items()
+    }
 
 
 def files(folder: Path) -> dict[str, bytes]:

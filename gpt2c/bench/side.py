@@ -21,8 +21,8 @@ from gpt2c.data import load_dataset
 from gpt2c.errors import UserError, reason
 from gpt2c.evaluate import validation_loss
 from gpt2c.settings import TrainConfig
+from gpt2c.step import accumulate_gradients, clip_coefficient, learning_rate, make_optimizer, micro_batches
 from gpt2c.tokenizer import get_tokenizer
-from gpt2c.train import accumulate_gradients, clip_coefficient, learning_rate, make_optimizer, micro_batches
 
 TINY = {"n_layer": 1, "n_head": 1, "n_embd": 8, "context": 8, "batch_size": 1}
 STEP, VALIDATE, MEMORY = "step", "validate", "memory"
@@ -113,7 +113,7 @@ class Trainer:
         start = time.perf_counter()
         if self.is_ours:
             loss, norm = accumulate_gradients(self.model, self.optimizer, batches)
-            self.optimizer.step(grad_scale=clip_coefficient(loss, norm, self.config.grad_clip))
+            self.optimizer.step(grad_scale=clip_coefficient(float(norm), self.config.grad_clip))
         else:
             ((idx, targets),) = batches
             self.optimizer.zero_grad()
@@ -124,7 +124,8 @@ class Trainer:
         return loss.item(), time.perf_counter() - start
 
     def validation_loss(self, batches: int) -> float:
-        drawn = self.dataset.val_batches(self.config.batch_size, self.config.context, batches)
+        tokens = batches * self.config.batch_size * self.config.context
+        drawn = self.dataset.val_batches(self.config.batch_size, self.config.context, tokens)
         return validation_loss(self.model, drawn)
 
 

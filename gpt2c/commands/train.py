@@ -26,6 +26,8 @@ class Train:
     def run(self) -> int:
         """Train, then show a text and where everything is. Returns 0, or 128 + the signal that stopped the run."""
         result = train(self.settings, self.resume)
+        if not result.is_first:
+            return 0 if result.stopped_by is None else 128 + result.stopped_by
         folder = result.run
         if result.stopped_by is not None:
             print(f"stopped after step {result.step} of {self.settings.steps} with the checkpoint {result.checkpoint}")

@@ -1,0 +1,135 @@
+"""Texts to tokens on all cores: batches of about a megabyte go to processes, and come back in their order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpt2c.data.sources import Source, Text
+from gpt2c.errors import UserError
+from gpt2c.tokenizer import Tokenizer, get_tokenizer
+
+BATCH_BYTES = 2**20
+BATCHES_PER_WORKER = 3  # one at work, two waiting: a worker never waits for the reader
+
+
+@dataclass
+class Batch:
+    """Texts, and where what follows them begins: a source's number and its position."""
+
+    texts: list[Text] = field(default_factory=list)
+    source: int = 0
+    position: dict[str, Any] | None = None
+
+    @property
+    def documents(self) -> int:
+        return sum(text.begins for text in self.texts)
+
+    @property
+    def bytes(self) -> int:
+        return sum(text.size for text in self.texts)
+
+
+def batches(sources: Sequence[Source], first: int, begin: Callable[[int], None]) -> Iterator[Batch]:
+    """The texts of the sources from number `first` on, about a megabyte at a time.
+
+    begin: called with each source's number before it is read, and once more when it has been.
+    """
+    texts: list[Text] = []
+    size = 0
+    for number in range(first, len(sources)):
+        begin(number)
+        for text in sources[number]:
+            texts.append(text)
+            size += text.size
+            if size >= BATCH_BYTES:
+                yield Batch(texts, number, sources[number].position)
+                texts, size = [], 0
+        begin(number)
+    yield Batch(texts, len(sources), None)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:
+    """uint16 ids of the texts, the end-of-text id before each document."""
+    end = np.array([tokenizer.end_of_text], dtype=np.uint16)
+    parts = [np.empty(0, dtype=np.uint16)]
+    for text in texts:
+        parts += [end, tokenizer.encode(text.text)] if text.begins else [tokenizer.encode(text.text)]
+    return np.concatenate(parts)
+
+
+def encoded(work: Iterator[Batch], tokenizer: str, workers: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Each batch with its ids, in order. `workers` processes encode; with 1, this one does.
+
+    Only a few batches are in memory at a time. Raises UserError if a process dies.
+    """
+    if workers == 1:
+        for batch in work:
+            yield batch, encode(get_tokenizer(tokenizer), batch.texts)
+        return
+    waiting: deque[tuple[Batch, Future[np.ndarray]]] = deque()
+    pool = ProcessPoolExecutor(workers, _context(), _start, (tokenizer,))
+    try:
+        for batch in work:
+            waiting.append((batch, pool.submit(_encode, batch.texts)))
+            if len(waiting) == workers * BATCHES_PER_WORKER:
+                yield _finish(waiting)
+        while waiting:
+            yield _finish(waiting)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that tokenises has died, perhaps for lack of memory: give the same command again, with fewer "
+            "--workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _finish(waiting: deque[tuple[Batch, Future[np.ndarray]]]) -> tuple[Batch, np.ndarray]:
+    batch, future = waiting.popleft()
+    return batch, future.result()
+
+
+def _context() -> Any:
+    """Not fork: this process may have threads."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gpt2c.cli"])  # imported once, for all workers
+    return context
+
+
+_tokenizer: Tokenizer
+
+
+def _start(name: str) -> None:
+    """Of a worker. It leaves Ctrl-C to its parent, and ends with it even if that is killed."""
+    global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    _tokenizer = get_tokenizer(name)
+
+
+def _encode(texts: Sequence[Text]) -> np.ndarray:
+    return encode(_tokenizer, texts)

@@ -1,0 +1,121 @@
+"""The processes that train one model together: those that torchrun started, or just this one.
+
+Gradients are averaged by torch's DistributedDataParallel; what else the processes tell each other goes through here.
+All of them call every method, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from gpt2c.errors import ToldElsewhere, UserError, reason
+from gpt2c.precision import find_device
+
+T = TypeVar("T")
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # how often torchrun has started its processes anew
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number, `rank`, of `world`, and where it computes."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, values: Sequence[float | torch.Tensor]) -> list[float]:
+        """The mean over the processes of each value, the same bits in all of them."""
+        values = [float(value) for value in values]
+        if self.world == 1:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared)
+        return (shared / self.world).tolist()
+
+    def first_does(self, work: Callable[[], T]) -> T | None:
+        """The first process's result of `work`, which the others do not do and get None for. A UserError of its is
+        raised in all of them, so that none is left waiting."""
+        return self.together(work if self.is_first else lambda: None)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """This process's result of `work`, which all do: a UserError in one of them is raised in all, and told once."""
+        result, problem = None, None
+        try:
+            result = work()
+        except UserError as error:
+            problem = error
+        if self.world == 1:
+            if problem is not None:
+                raise problem
+            return result
+        problems: list[UserError | None] = [None] * self.world
+        dist.all_gather_object(problems, problem)
+        found = next((problem for problem in problems if problem is not None), None)
+        if found is not None:
+            raise found if self.is_first else ToldElsewhere(str(found))
+        return result
+
+    def tell(self, value: T) -> T:
+        """The first process's value, in all."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started these processes anew after one has failed (`--max-restarts`)."""
+    return int(os.environ.get(RESTARTS, "0")) > 0
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Joins torchrun's other processes, gloo on CPUs and NCCL on GPUs, or is alone where there are none.
+
+    device: `auto`, `cpu` or `cuda`, see gpt2c.precision.find_device. Raises UserError, also where another process has
+    ended while this one waited for it.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    found = find_device(device, local)
+    if world == 1:
+        yield Processes(0, 1, found)
+        return
+    try:
+        _join("nccl" if found.type == "cuda" else "gloo")
+        yield Processes(rank, world, found)
+        dist.barrier()
+        dist.destroy_process_group()
+    except RuntimeError as error:  # of gloo and NCCL alike, which have no class of their own for it
+        if not _is_of_communication(error):
+            raise
+        raise UserError(
+            f"process {rank} of {world} has lost another one ({reason(error)[:120]}), so training has stopped; go on "
+            "from the latest checkpoint with --resume, or let torchrun do so with --max-restarts"
+        ) from error
+
+
+def _join(backend: str) -> None:
+    """As init_process_group with torchrun's variables, but of processes that were started anew none finds an address of
+    those before: torchrun's store outlives them."""
+    store, rank, world = next(dist.rendezvous("env://"))
+    attempt = dist.PrefixStore(f"attempt-{os.environ.get(RESTARTS, '0')}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -1,0 +1,103 @@
+"""The arithmetic of an optimizer step: its batches, its gradients, its learning rate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt2c import ops
+from gpt2c.data import Batch, Dataset
+from gpt2c.model import GPT2
+from gpt2c.optim import AdamW
+from gpt2c.settings import TrainConfig
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The learning rate of a step, counted from 1: lr * step / warmup_steps up to warmup_steps, then half a cosine
+    from lr to min_lr, which is reached at the last step."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.lr - config.min_lr)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """The parameters that learn: weight decay on matrices and embeddings (two dimensions), none on biases and
+    layernorms."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: GPT2, config: TrainConfig, shard: bool = False) -> torch.optim.Optimizer:
+    """AdamW over parameter_groups; `shard`: each process keeps the moments of a part of the parameters, updates it and
+    sends it to the others (Rajbhandari et al., "ZeRO", 2020, stage 1)."""
+    settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": 1e-8}
+    groups = parameter_groups(model, config.weight_decay)
+    if not shard:
+        return AdamW(groups, weight_decay=config.weight_decay, **settings)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(groups, AdamW, weight_decay=config.weight_decay, **settings)
+
+
+def micro_batches(dataset: Dataset, step: int, config: TrainConfig, rank: int = 0, world: int = 1) -> list[Batch]:
+    """The batches of a step's micro-steps, or every world-th of them: a process's share."""
+    return [
+        dataset.train_batch(config.seed, step, i, config.accumulation, config.batch_size, config.context)
+        for i in range(rank, config.accumulation, world)
+    ]
+
+
+def dropout_seeds(config: TrainConfig, step: int, rank: int = 0, world: int = 1) -> list[int] | None:
+    """What torch's generator is seeded with before each micro-step of micro_batches, None without dropout. A function
+    of the step, so that neither a stop nor the number of processes changes what is dropped."""
+    if not config.dropout:
+        return None
+    words = np.random.Philox(key=config.seed, counter=[1, step, 0, 0]).random_raw(config.accumulation)
+    return [int(word >> np.uint64(1)) for word in words[rank::world]]
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    seeds: Sequence[int] | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Leave in .grad `scale` times the gradient of the mean loss over all batches, which are of one size; returns that
+    loss and the L2 norm of its gradient, 0-dim tensors.
+
+    model: a GPT2, or one wrapped in DistributedDataParallel, whose processes average once, in the last backward.
+    seeds: of torch's generator before each batch.
+    """
+    optimizer.zero_grad()
+    device = next(model.parameters()).device
+    total = torch.zeros((), device=device)
+    for i, (idx, targets) in enumerate(batches):
+        if seeds is not None:
+            torch.manual_seed(seeds[i])
+        apart = i + 1 < len(batches) and isinstance(model, nn.parallel.DistributedDataParallel)
+        with model.no_sync() if apart else contextlib.nullcontext():
+            _, loss = model(idx.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+            (loss * scale / len(batches)).backward()
+        total += loss.detach() / len(batches)
+    norm = ops.grad_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return total, norm / scale
+
+
+def clip_coefficient(norm: float, grad_clip: float) -> float:
+    """What gradients of this norm are multiplied by, so that it is at most grad_clip."""
+    return min(1.0, grad_clip / (norm + 1e-6))
+
+
+def tokens_per_step(config: TrainConfig) -> int:
+    return config.accumulation * config.batch_size * config.context

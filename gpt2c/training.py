@@ -1,0 +1,224 @@
+"""A run in progress: what it consists of, how it is opened, and how it is written down and read again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpt2c import checkpoint, pretrained
+from gpt2c.bench import machine
+from gpt2c.config import GPT2Config
+from gpt2c.data import Dataset, load_dataset
+from gpt2c.distributed import Processes
+from gpt2c.errors import UserError
+from gpt2c.flops import flops_per_token, peak_flops
+from gpt2c.load import load_model, tokenizer_of
+from gpt2c.logs import Sink
+from gpt2c.model import GPT2
+from gpt2c.precision import LossScale, find_precision
+from gpt2c.run import Run
+from gpt2c.settings import TrainConfig
+from gpt2c.spikes import SpikeGuard
+from gpt2c.step import make_optimizer
+from gpt2c.tokenizer import Tokenizer, get_tokenizer
+
+
+@dataclass
+class Training:
+    """Everything a run consists of, `step` steps after its start, in one of its processes."""
+
+    config: TrainConfig
+    processes: Processes
+    precision: str
+    tokenizer: Tokenizer
+    dataset: Dataset
+    run: Run
+    model: GPT2
+    wrapped: nn.Module  # the model as it is called: distributed, compiled
+    optimizer: torch.optim.Optimizer
+    guard: SpikeGuard
+    loss_scale: LossScale
+    step: int
+    started: float  # time.monotonic() of the start; later by the time between being stopped and resumed
+    best_loss: float  # lowest validation loss of any checkpoint
+    checkpoint: Path | None  # the latest one
+    went_back_to: Path | None = None  # the checkpoint that the latest rollback took
+    sample: str | None = None  # the latest one
+    sinks: list[Sink] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds trained so far, those before a resume included."""
+        return round(time.monotonic() - self.started, 3)
+
+    def log(self, **row: float | str) -> None:
+        """A row of metrics.jsonl, which the first process writes."""
+        row = {"step": self.step, **row, "seconds": self.seconds}
+        if self.processes.is_first:
+            self.run.add_metrics(row)
+            for sink in self.sinks:
+                sink.add(row)
+
+
+def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Training:
+    """Check everything that can be wrong before the run folder is made, then make it, or read it to resume."""
+    last = checkpoint.latest(config.out) if resume else None
+    record = processes.together(lambda: checkpoint.read_record(last) if last else None)
+    config, tokenizer, sizes = processes.together(lambda: sizes_of(config, str(last) if last else config.init))
+    precision = processes.together(lambda: find_precision(config.precision, processes.device))
+    dataset = processes.together(lambda: _open_data(config, tokenizer, processes))
+    fingerprint, facts = dataset.tokens.fingerprint(), facts_of(sizes, config, precision, processes)
+    run = Run(config.out)
+    if last:
+        processes.first_does(lambda: checkpoint.verify(last))
+    processes.first_does(lambda: run.check(config, fingerprint) if resume else Run.create(config, fingerprint, facts))
+
+    torch.manual_seed(config.seed)
+    model = processes.together(lambda: read_model(last, config) if last else new_model(config, sizes))
+    if model.config != sizes:
+        raise UserError(f"{last} holds a model of {model.config}, expected {sizes} as {run.folder} records")
+    model = model.to(processes.device).train()
+    model.recompute = config.recompute
+    optimizer = make_optimizer(model, config, config.shard_optimizer and processes.world > 1)
+    guard, scale = SpikeGuard(config.spike_z), LossScale.of(precision)
+    if last:
+        processes.together(lambda: restore_state(last, record, model, optimizer, guard, scale))
+    if resume:
+        processes.first_does(lambda: run.rewind(config, fingerprint, facts, record.files if record else {}))
+        processes.first_does(lambda: checkpoint.prune(run.folder, config.keep))
+    best = processes.first_does(lambda: checkpoint.best(run.folder))
+    best_loss = processes.tell(checkpoint.read_record(best).val_loss if best else math.inf)
+    step, seconds = (record.step, record.seconds) if record else (0, 0.0)
+    return Training(
+        config, processes, precision, tokenizer, dataset, run, model, wrap(model, config, processes), optimizer, guard,
+        scale, step, time.monotonic() - seconds, best_loss, last,
+    )  # fmt: skip
+
+
+def _open_data(config: TrainConfig, tokenizer: Tokenizer, processes: Processes) -> Dataset:
+    if config.accumulation % processes.world:
+        raise UserError(
+            f"--accumulation is {config.accumulation}, expected a multiple of the number of processes, "
+            f"{processes.world}, which share a step's micro-steps"
+        )
+    return load_dataset(config.data, tokenizer, config.val_fraction, config.context)
+
+
+def sizes_of(config: TrainConfig, source: str) -> tuple[TrainConfig, Tokenizer, GPT2Config]:
+    """The settings, their tokenizer and the model's sizes; of a run that starts from a model, as the latter is in
+    `source`, the model itself or the checkpoint to go on from."""
+    if not config.init:
+        tokenizer = get_tokenizer(config.tokenizer)
+        return config, tokenizer, config.model_config(tokenizer.vocab_size)
+    folder = pretrained.find(checkpoint.resolve(source))
+    found = pretrained.read_config(folder)
+    if config.context > found.n_positions:
+        raise UserError(
+            f"--context is {config.context}, expected at most {found.n_positions}, the positions of {config.init}"
+        )
+    tokenizer = tokenizer_of(folder, found.vocab_size)
+    sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
+    config = dataclasses.replace(config, tokenizer=tokenizer.name, **sizes)
+    return config, tokenizer, dataclasses.replace(found, dropout=config.dropout)
+
+
+def new_model(config: TrainConfig, sizes: GPT2Config) -> GPT2:
+    """The model that a run begins with."""
+    if not config.init:
+        return GPT2(sizes)
+    model, _, _ = load_model(config.init)
+    model.config = sizes  # of which only the dropout may be another
+    return model.float()
+
+
+def read_model(folder: Path, config: TrainConfig) -> GPT2:
+    """The model of a checkpoint."""
+    return GPT2.from_pretrained(folder)
+
+
+def write_model(t: Training, folder: Path) -> None:
+    """What the model is loaded from: weights, sizes, and a tokenizer of the user's own."""
+    t.model.save_pretrained(folder)
+
+
+def wrap(model: GPT2, config: TrainConfig, processes: Processes) -> nn.Module:
+    """The model as it is called: its gradients averaged over the processes, and compiled if that is wanted."""
+    wrapped: nn.Module = model
+    if processes.world > 1:
+        devices = [processes.device] if processes.device.type == "cuda" else None
+        # Views: the buckets of the all-reduce are the gradients, not a copy of them.
+        wrapped = nn.parallel.DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+    return torch.compile(wrapped, dynamic=False) if config.compile else wrapped
+
+
+def save(t: Training, val_loss: float | None) -> None:
+    """Write a checkpoint; the first process does, once the others have sent it their part of the moments."""
+    if hasattr(t.optimizer, "consolidate_state_dict"):
+        t.optimizer.consolidate_state_dict(to=0)
+    path = t.processes.first_does(lambda: _write_checkpoint(t, val_loss))
+    t.checkpoint, t.went_back_to = t.processes.tell(path), None
+    if val_loss is not None:
+        t.best_loss = min(t.best_loss, val_loss)
+
+
+def go_back(t: Training) -> None:
+    """Put the run back to its latest checkpoint, and the data on to those that were next."""
+    assert t.checkpoint is not None
+    record = checkpoint.read_record(t.checkpoint)
+    model = read_model(t.checkpoint, t.config)
+    with torch.no_grad():
+        for ours, saved in zip(t.model.parameters(), model.parameters(), strict=True):
+            ours.copy_(saved)
+    offset = t.guard.offset + t.step - record.step
+    restore_state(t.checkpoint, record, t.model, t.optimizer, t.guard, t.loss_scale)
+    t.guard.offset, t.guard.in_a_row = offset, 0
+    t.step, t.went_back_to = record.step, t.checkpoint
+
+
+def restore_state(
+    folder: Path,
+    record: checkpoint.Record,
+    model: GPT2,
+    optimizer: torch.optim.Optimizer,
+    guard: SpikeGuard,
+    scale: LossScale,
+) -> None:
+    """Moments, guard and loss scale of a checkpoint."""
+    checkpoint.restore(folder, model, optimizer)
+    try:
+        guard.restore(record.guard)
+        scale.scale, scale.steps = float(record.loss_scale["scale"]), int(record.loss_scale["steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / checkpoint.RECORD} is damaged: it lacks the state of the loss's scale") from error
+
+
+def facts_of(sizes: GPT2Config, config: TrainConfig, precision: str, processes: Processes) -> dict[str, Any]:
+    """What run.json says of the model and the machine, for the report of the run."""
+    facts = machine.describe(torch.get_num_threads())
+    facts |= {"device": str(processes.device.type), "processes": str(processes.world), "precision": precision}
+    if processes.device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(processes.device)
+    peak = peak_flops(processes.device, precision)
+    return {
+        "machine": facts,
+        "parameters": sizes.num_parameters(),
+        "flops_per_token": flops_per_token(sizes, config.context),
+        "peak_flops": peak and peak * processes.world,
+    }
+
+
+def _write_checkpoint(t: Training, val_loss: float | None) -> Path:
+    record = checkpoint.Record(
+        t.step, t.tokenizer.name, val_loss, t.seconds, files=t.run.flush(), guard=t.guard.state(),
+        loss_scale={"scale": t.loss_scale.scale, "steps": t.loss_scale.steps},
+    )  # fmt: skip
+    path = checkpoint.save(t.run.folder, lambda folder: write_model(t, folder), t.model, t.optimizer, record)
+    checkpoint.prune(t.run.folder, t.config.keep)
+    return path

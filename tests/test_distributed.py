@@ -1,0 +1,180 @@
+"""Several processes, one training: the same losses as one process, and clean ends when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from gpt2c import checkpoint
+from gpt2c.settings import TrainConfig
+from gpt2c.train import train
+
+RELATIVE = 1e-5  # sums of fp32 in another order, and what eight updates make of their last bits
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def config(folder: Path, **changes: object) -> TrainConfig:
+    folder.mkdir(exist_ok=True)
+    return tiny.config(folder, **{"accumulation": 4, "dropout": 0.1, "log_every": 1, "keep": 9, **changes})
+
+
+def start(settings: TrainConfig, *args: str, world: int = 2) -> tuple[list[BaseProcess], Path]:
+    """A run of so many processes, and the file that gets what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    log = settings.out.parent / "log.txt"
+    return [
+        tiny.fork(
+            "train", *tiny.flags(settings), *args, variables={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}, log=log
+        )
+        for i in range(world)
+    ], log
+
+
+def finish(processes: list[BaseProcess]) -> list[int | None]:
+    """The exit codes of all; none is left behind."""
+    deadline = time.monotonic() + 60
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def losses(run: Path) -> list[float]:
+    return [row[name] for row in tiny.metrics(run) for name in ("loss", "val_loss", "grad_norm") if name in row]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    torch.set_num_threads(1)
+    return train(config(tmp_path_factory.mktemp("alone"))).run.folder
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["ddp", "zero"])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The settings of a finished run of two processes."""
+    settings = config(tmp_path_factory.mktemp("together"), shard_optimizer=request.param)
+    processes, log = start(settings)
+    assert finish(processes) == [0, 0], log.read_text()
+    assert log.read_text().count("step 4: validation loss") == 1 and "2 processes" in log.read_text()
+    return settings
+
+
+def test_two_processes_give_the_losses_of_one(alone: Path, together: TrainConfig) -> None:
+    assert losses(together.out) == pytest.approx(losses(alone), rel=RELATIVE)
+    weights = [tiny.tensors(checkpoint.latest(run)) for run in (alone, together.out)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_run_goes_on_with_another_number_of_processes(
+    alone: Path, together: TrainConfig, tmp_path: Path, world: int
+) -> None:
+    settings = config(tmp_path)  # whether the optimizer is sharded is the run's own setting
+    shutil.copytree(together.out, settings.out)
+    for name in ("step_000006", "step_000008"):
+        shutil.rmtree(settings.out / "checkpoints" / name)
+    processes, log = start(settings, "--resume", world=world)
+    assert finish(processes) == [0] * world, log.read_text()
+    assert losses(settings.out) == pytest.approx(losses(alone), rel=RELATIVE)
+    assert tiny.events(settings.out) == [(4, "resume")]
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    settings = config(tmp_path, accumulation=3)
+    processes, log = start(settings)
+    assert finish(processes) == [2, 2]
+    assert log.read_text() == (
+        "error: --accumulation is 3, expected a multiple of the number of processes, 2, which share a step's "
+        "micro-steps\n"
+    )
+    assert not settings.out.exists()
+
+
+def endless(folder: Path) -> TrainConfig:
+    return config(folder, steps=100_000, checkpoint_every=5, eval_every=100_000, sample_every=0, keep=2)
+
+
+def wait_for(run: Path, processes: list[BaseProcess], at_least: int = 1) -> None:
+    """Until a checkpoint of so many steps is there."""
+    deadline = time.monotonic() + 60
+    while not (last := checkpoint.latest(run)) or int(last.name[5:]) < at_least:
+        assert all(p.is_alive() for p in processes) and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    settings = endless(tmp_path)
+    processes, log = start(settings)
+    wait_for(settings.out, processes)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert finish(processes) == [128 + signal.SIGTERM] * 2, log.read_text()
+    last = checkpoint.read_record(checkpoint.latest(settings.out)).step
+    assert f"stopped after step {last} of 100000" in log.read_text()
+    assert tiny.metrics(settings.out)[-1]["step"] == last and tiny.events(settings.out) == [(last, "stop")]
+
+
+def test_a_killed_process_ends_the_others_with_a_sentence_and_the_run_resumes(tmp_path: Path) -> None:
+    settings = endless(tmp_path)
+    processes, log = start(settings)
+    wait_for(settings.out, processes)
+    processes[1].kill()
+    assert finish(processes)[0] == 2
+    assert "has lost another one" in log.read_text() and "--resume" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    step = checkpoint.read_record(checkpoint.latest(settings.out)).step
+    processes, log = start(settings, "--resume")
+    wait_for(settings.out, processes, step + 5)
+    for process in processes:
+        process.terminate()
+    assert finish(processes) == [128 + signal.SIGTERM] * 2, log.read_text()
+    assert tiny.events(settings.out)[0] == (step, "resume")
+
+
+def test_torchrun_starts_a_run_anew_when_a_process_is_killed(tmp_path: Path) -> None:
+    settings = config(tmp_path, steps=150, checkpoint_every=5, eval_every=150, sample_every=0, keep=2)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
+    torchrun = subprocess.Popen(
+        [*command, "-m", "gpt2c", "train", *tiny.flags(settings)],
+        env=tiny.environment(), cwd=tempfile.gettempdir(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while not checkpoint.latest(settings.out):
+            assert torchrun.poll() is None and time.monotonic() < deadline, torchrun.stdout.read()
+            time.sleep(0.01)
+        os.kill(max(children(torchrun.pid)), signal.SIGKILL)
+        out, _ = torchrun.communicate(timeout=90)
+    finally:
+        torchrun.kill()
+    assert torchrun.returncode == 0, out
+    assert checkpoint.read_record(checkpoint.latest(settings.out)).step == 150
+    assert [name for _, name in tiny.events(settings.out)] == ["resume"]
+    assert [row["step"] for row in tiny.metrics(settings.out) if "loss" in row] == list(range(1, 151))
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
