@@ -58,7 +58,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one that the kernels were built for."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic around fp32 weights: `auto` is fp32 on a CPU, bf16 on a GPU that has it, else fp16 with a scaled loss."""
+    """Arithmetic around fp32 weights; `auto`: fp32 on a CPU, on a GPU bf16 if it has it, or fp16 with a scaled loss."""
     compile: bool = False
     """Compile the model with torch.compile: minutes at the start."""
     shard_optimizer: bool = False
