@@ -91,7 +91,7 @@ def verify(checkpoint: Path) -> None:
             found = sha256(path)
         if found != expected:
             raise UserError(
-                f"{path} is damaged: its SHA-256 is {found[:12]}..., expected {expected[:12]}... as it was when written; "
+                f"{path} is damaged: its SHA-256 is {found[:12]}..., expected {expected[:12]}... as when written; "
                 f"{_instead_of(checkpoint)}"
             )
 

@@ -22,8 +22,8 @@ SMALLEST_TEMPERATURE = 1e-30
 class LayerCache:
     """Keys and values of one layer in kept buffers (B,H,Tmax,D), of which `length` positions are filled."""
 
-    def __init__(self, like: Tensor, shape: tuple[int, int, int, int]) -> None:
-        self.k, self.v = like.new_empty(shape), like.new_empty(shape)
+    def __init__(self, like: Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+        self.k, self.v = like.new_empty(shape, dtype=dtype), like.new_empty(shape, dtype=dtype)
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,8 @@ class KVCache:
     def __init__(self, model: GPT2, batch: int, capacity: int) -> None:
         config = model.config
         shape = (batch, config.n_head, capacity, config.head_dim)
-        self.layers = [LayerCache(model.wte.weight, shape) for _ in range(config.n_layer)]
+        like, dtype = model.wte.weight, model.activation_dtype()
+        self.layers = [LayerCache(like, shape, dtype) for _ in range(config.n_layer)]
 
     @property
     def length(self) -> int:

@@ -161,13 +161,16 @@ class GPT2(nn.Module):
         (head,) = self._cast((self.wte.weight[: self.config.vocab_size],))
         return ops.matmul(y, head.t())
 
+    def activation_dtype(self) -> torch.dtype:
+        """Of what is computed now: the parameters', or autocast's where there is autocast."""
+        device = self.wte.weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.wte.weight.dtype
+
     def _cast(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The parameters in autocast's dtype where there is autocast. The ops know none: as operators of their own they
-        would cast each time that they are called, the tied embedding's 154 MB twice."""
-        device = parameters[0].device.type
-        if not torch.is_autocast_enabled(device):
-            return parameters
-        return [p.to(torch.get_autocast_dtype(device)) for p in parameters]
+        """The parameters in the activations' dtype. The ops know no autocast: as operators of their own they would
+        cast each time that they are called, the tied embedding's 154 MB twice."""
+        dtype = self.activation_dtype()
+        return parameters if dtype == parameters[0].dtype else [p.to(dtype) for p in parameters]
 
     def check_tokens(self, idx: Tensor, longest: int | None = None) -> None:
         """Raises TypeError or ValueError, one sentence, unless idx is (B,T) int64; the embedding checks the ids.

@@ -242,8 +242,7 @@ def stop_for(t: Training, problem: str) -> None:
 
 def describe(t: Training) -> str:
     """The run in a line."""
-    learned = t.dataset.boundary
-    validated = len(t.dataset.tokens) - learned
+    learned, validated = t.dataset.sizes
     learning = sum(p.numel() for p in t.model.parameters() if p.requires_grad)
     of = t.model.num_parameters()
     share = "" if learning >= of else f", of which {learning:,} learn"

@@ -74,7 +74,7 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     config, tokenizer, sizes = processes.together(lambda: sizes_of(config, str(last) if last else config.init))
     precision = processes.together(lambda: find_precision(config.precision, processes.device))
     dataset = processes.together(lambda: _open_data(config, tokenizer, processes))
-    fingerprint, facts = dataset.tokens.fingerprint(), facts_of(sizes, config, precision, processes)
+    fingerprint, facts = dataset.fingerprint(), facts_of(sizes, config, precision, processes)
     run = Run(config.out)
     if last:
         processes.first_does(lambda: checkpoint.verify(last))

@@ -133,7 +133,7 @@ def test_what_is_kept(backend: str) -> None:
 def test_cache(backend: str) -> None:
     x, h, *weights = inputs(2, 9, 32).values()
     whole = ops.block(x, h, weights, HEADS)
-    cache = LayerCache(x, (2, HEADS, 9, 16))
+    cache = LayerCache(x, (2, HEADS, 9, 16), x.dtype)
     parts = [
         ops.cached_block(x[:, rows], h[:, rows], weights, HEADS, 1e-5, cache)
         for rows in (slice(0, 4), slice(4, 5), slice(5, 9))

@@ -2,11 +2,13 @@
 
 from gpt2c.bench.command import Bench
 from gpt2c.commands.info import Info
+from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.sample import Sample
 from gpt2c.commands.train import Train
 
 # In the order of --help.
 COMMANDS = {
+    "prepare": Prepare,
     "train": Train,
     "sample": Sample,
     "info": Info,
