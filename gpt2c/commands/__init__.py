@@ -1,6 +1,7 @@
 """The commands of `gpt2c`, a file each."""
 
 from gpt2c.bench.command import Bench
+from gpt2c.commands.eval import Eval
 from gpt2c.commands.info import Info
 from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.sample import Sample
@@ -11,6 +12,7 @@ COMMANDS = {
     "prepare": Prepare,
     "train": Train,
     "sample": Sample,
+    "eval": Eval,
     "info": Info,
     "bench": Bench,
 }
