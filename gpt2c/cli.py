@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 import re
@@ -19,7 +18,7 @@ import tyro
 from gpt2c import _native
 from gpt2c.commands import COMMANDS, Train
 from gpt2c.errors import ToldElsewhere, UserError
-from gpt2c.run import SETTINGS, read_settings
+from gpt2c.run import recorded_settings
 from gpt2c.settings import TrainConfig, load_recipe
 
 DEFAULT_RECIPE = "demo"
@@ -82,8 +81,7 @@ def train_defaults(args: list[str], recipe: str) -> TrainConfig:
     if "--resume" not in args or flag_value(args, "--recipe"):
         return load_recipe(recipe)
     folder = Path(flag_value(args, "--out") or load_recipe(recipe).out)
-    settings = TrainConfig.from_dict(read_settings(folder)["settings"], source=str(folder / SETTINGS))
-    return dataclasses.replace(settings, out=folder)
+    return recorded_settings(folder)
 
 
 def flag_value(args: list[str], name: str) -> str | None:

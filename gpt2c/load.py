@@ -4,33 +4,48 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt2c import checkpoint
+from gpt2c import checkpoint, pretrained
 from gpt2c.errors import UserError
 from gpt2c.model import GPT2
-from gpt2c.tokenizer import Tokenizer, get_tokenizer
+from gpt2c.tokenizer import NAMES, Tokenizer, get_tokenizer
+from gpt2c.tokenizer.files import TOKENIZER
 
 
 def load_model(name: str) -> tuple[GPT2, Tokenizer, Path]:
     """The model, in eval mode, its tokenizer, and the folder that they came from.
 
     name: a run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub.
-    Raises UserError, one sentence, if there is no such model, or none of our tokenizers has its vocabulary.
+    Raises UserError, one sentence, if there is no such model, it is damaged, or no tokenizer has its vocabulary.
     """
-    folder = checkpoint.resolve(name)
+    folder = pretrained.find(checkpoint.resolve(name))
+    if (folder / checkpoint.RECORD).exists():
+        checkpoint.verify(folder)
     model = GPT2.from_pretrained(folder)
-    return model, tokenizer_of(Path(folder), model), Path(folder)
+    return model, tokenizer_of(folder, model.config.vocab_size), folder
 
 
-def tokenizer_of(folder: Path, model: GPT2) -> Tokenizer:
-    """The tokenizer a checkpoint was trained with; for a foreign model the one that has its vocabulary size."""
+def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a model's folder, else the one that a checkpoint names, else the one of that many ids."""
+    if (folder / TOKENIZER).exists():
+        found = get_tokenizer(str(folder))
+        if found.vocab_size != vocab_size:
+            raise UserError(
+                f"{folder / TOKENIZER} has {found.vocab_size} ids, expected {vocab_size}, the model's vocabulary"
+            )
+        return next((known for known in map(get_tokenizer, NAMES) if _same(known, found)), found)
     if (folder / checkpoint.RECORD).exists():
         tokenizer = get_tokenizer(checkpoint.read_record(folder).tokenizer)
-        if tokenizer.vocab_size == model.config.vocab_size:
+        if tokenizer.vocab_size == vocab_size:
             return tokenizer
-    for name in ("gpt2", "bytes"):
-        if get_tokenizer(name).vocab_size == model.config.vocab_size:
-            return get_tokenizer(name)
+    for known in map(get_tokenizer, NAMES):
+        if known.vocab_size == vocab_size:
+            return known
     raise UserError(
-        f"{folder} has a vocabulary of {model.config.vocab_size}, expected that of a known tokenizer: 50257 (gpt2) or "
-        "257 (bytes)"
+        f"{folder} has a vocabulary of {vocab_size}, expected that of a known tokenizer: 50257 (gpt2), 257 (bytes), or "
+        f"that of a {TOKENIZER} in the folder"
     )
+
+
+def _same(a: Tokenizer, b: Tokenizer) -> bool:
+    ids = range(a.vocab_size)
+    return a.vocab_size == b.vocab_size and all(a.decode_bytes([i]) == b.decode_bytes([i]) for i in ids)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 END_OF_TEXT = 50256  # <|endoftext|>, the only special token of GPT-2's own vocabulary
+FILES = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", "tokenizer.json"]  # what is taken from the hub
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 # Settings of transformers' GPT2Config which change the arithmetic, with the one value that is GPT-2; absent means it.
@@ -155,7 +156,7 @@ def find(name: str | os.PathLike[str]) -> Path:
             f"{name} is not a folder, and taking it from the Hugging Face hub needs the package huggingface_hub"
         ) from error
     try:
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, INDEX, "model-*.safetensors"]))
+        return Path(snapshot_download(str(name), allow_patterns=FILES))
     except Exception as error:  # its errors (network, missing, private) share no base class
         raise UserError(
             f"{name} is not a folder, and taking it from the Hugging Face hub failed: {reason(error)}"

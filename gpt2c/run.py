@@ -6,6 +6,7 @@ is there twice and none is missing, wherever the run was killed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import warnings
@@ -111,6 +112,12 @@ class Run:
         record = {"gpt2c": getattr(gpt2c, "__version__", None), **settings, **facts}
         with writing(self.folder):
             write_atomically(self.folder / SETTINGS, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def recorded_settings(folder: Path) -> TrainConfig:
+    """What a run was started with, wherever its folder lies now; UserError if the folder holds no run."""
+    settings = TrainConfig.from_dict(read_settings(folder)["settings"], source=str(folder / SETTINGS))
+    return dataclasses.replace(settings, out=folder)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

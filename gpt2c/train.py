@@ -22,7 +22,7 @@ from gpt2c.interrupt import StopSignal, stop_signal
 from gpt2c.logs import open_sinks
 from gpt2c.precision import autocast
 from gpt2c.progress import Progress
-from gpt2c.run import SETTINGS, Run
+from gpt2c.run import SETTINGS, Run, recorded_settings
 from gpt2c.settings import TrainConfig
 from gpt2c.step import (
     accumulate_gradients,
@@ -60,7 +60,8 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
     """
     if not config.recompute:  # which is asked for by who has little memory: kept, it grows by what is computed again
         _native.keep_heap()
-    resume = resume or (is_restarted() and (config.out / SETTINGS).exists())
+    if is_restarted() and (config.out / SETTINGS).exists():
+        config, resume = recorded_settings(config.out), True
     with processes(config.device) as group, opened(config, resume, group) as t, stop_signal() as stop:
         with Progress(t.step, config.steps, group.is_first) as progress:
             progress.note(describe(t))

@@ -27,7 +27,8 @@ from gpt2c.run import Run
 from gpt2c.settings import TrainConfig
 from gpt2c.spikes import SpikeGuard
 from gpt2c.step import make_optimizer
-from gpt2c.tokenizer import Tokenizer, get_tokenizer
+from gpt2c.tokenizer import Tokenizer, get_tokenizer, is_own, save_tokenizer
+from gpt2c.tokenizer.files import TOKENIZER
 
 
 @dataclass
@@ -71,7 +72,7 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     """Check everything that can be wrong before the run folder is made, then make it, or read it to resume."""
     last = checkpoint.latest(config.out) if resume else None
     record = processes.together(lambda: checkpoint.read_record(last) if last else None)
-    config, tokenizer, sizes = processes.together(lambda: sizes_of(config, str(last) if last else config.init))
+    config, tokenizer, sizes = processes.together(lambda: sizes_of(config, last))
     precision = processes.together(lambda: find_precision(config.precision, processes.device))
     dataset = processes.together(lambda: _open_data(config, tokenizer, processes))
     fingerprint, facts = dataset.fingerprint(), facts_of(sizes, config, precision, processes)
@@ -111,21 +112,23 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, processes: Processes) 
     return load_dataset(config.data, tokenizer, config.val_fraction, config.context)
 
 
-def sizes_of(config: TrainConfig, source: str) -> tuple[TrainConfig, Tokenizer, GPT2Config]:
-    """The settings, their tokenizer and the model's sizes; of a run that starts from a model, as the latter is in
-    `source`, the model itself or the checkpoint to go on from."""
+def sizes_of(config: TrainConfig, last: Path | None) -> tuple[TrainConfig, Tokenizer, GPT2Config]:
+    """The settings, the tokenizer and the model's sizes. A model to start from decides the latter two, and the settings
+    follow; of a run that goes on, both are in its last checkpoint."""
     if not config.init:
-        tokenizer = get_tokenizer(config.tokenizer)
+        has_own = last is not None and (last / TOKENIZER).exists()
+        tokenizer = get_tokenizer(str(last) if has_own else config.tokenizer)
         return config, tokenizer, config.model_config(tokenizer.vocab_size)
-    folder = pretrained.find(checkpoint.resolve(source))
+    folder = last or pretrained.find(checkpoint.resolve(config.init))
     found = pretrained.read_config(folder)
     if config.context > found.n_positions:
         raise UserError(
             f"--context is {config.context}, expected at most {found.n_positions}, the positions of {config.init}"
         )
     tokenizer = tokenizer_of(folder, found.vocab_size)
-    sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
-    config = dataclasses.replace(config, tokenizer=tokenizer.name, **sizes)
+    if not last:
+        sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
+        config = dataclasses.replace(config, tokenizer=tokenizer.name, **sizes)
     return config, tokenizer, dataclasses.replace(found, dropout=config.dropout)
 
 
@@ -146,6 +149,8 @@ def read_model(folder: Path, config: TrainConfig) -> GPT2:
 def write_model(t: Training, folder: Path) -> None:
     """What the model is loaded from: weights, sizes, and a tokenizer of the user's own."""
     t.model.save_pretrained(folder)
+    if is_own(t.tokenizer):
+        save_tokenizer(t.tokenizer, folder, t.model.config.n_positions)
 
 
 def wrap(model: GPT2, config: TrainConfig, processes: Processes) -> nn.Module:

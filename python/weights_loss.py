@@ -41,7 +41,7 @@ def main() -> None:
     folder = checkpoint.resolve(args.model)
     model = GPT2.from_pretrained(folder)
     context = args.context or model.config.n_positions
-    dataset = load_dataset(args.data, tokenizer_of(Path(folder), model), 0.1, context)
+    dataset = load_dataset(args.data, tokenizer_of(Path(folder), model.config.vocab_size), 0.1, context)
     print(f"{folder}: {model.num_parameters():,} parameters, windows of {context} tokens of {args.data}")
     print("weights       loss  perplexity  change of it")
     exact = None

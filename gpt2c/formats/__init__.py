@@ -1,0 +1,1 @@
+"""Formats of other programs, a file each: models out and in."""

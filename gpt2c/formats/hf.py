@@ -1,0 +1,33 @@
+"""A Hugging Face folder: AutoModelForCausalLM and AutoTokenizer load it, and generate what the model generates here.
+
+config.json, generation_config.json, model.safetensors      transformers' GPT2LMHeadModel
+tokenizer.json, tokenizer_config.json, vocab.json, ...       gpt2c/tokenizer/files.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gpt2c.files import making_folder, write_atomically, writing
+from gpt2c.load import load_model
+from gpt2c.model import GPT2
+from gpt2c.pretrained import CONFIG
+from gpt2c.tokenizer import Tokenizer, save_tokenizer
+
+
+def export(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the folder, which must not exist, in the dtype of the model's parameters. UserError if that fails."""
+    with writing(folder), making_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary, model.config.n_positions)
+        ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
+        settings = json.loads((temporary / CONFIG).read_text(encoding="utf-8")) | ends
+        for name, contents in ((CONFIG, settings), ("generation_config.json", ends)):
+            write_atomically(temporary / name, (json.dumps(contents, indent=2) + "\n").encode())
+
+
+def load(name: str) -> tuple[GPT2, Tokenizer]:
+    """The model and tokenizer of a folder in this format, or of the hub's. UserError if it is not a GPT-2."""
+    model, tokenizer, _ = load_model(name)
+    return model, tokenizer

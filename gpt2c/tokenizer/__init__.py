@@ -1,0 +1,40 @@
+"""Text to token ids and back: bytes, GPT-2's byte-pair encoding, and such encodings of one's own. All are lossless and
+need no network."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from gpt2c.errors import UserError
+from gpt2c.tokenizer.base import END_OF_TEXT, ByteTokenizer, StreamDecoder, Tokenizer, decode, printable
+from gpt2c.tokenizer.bpe import GPT2_PATTERN, BytePairTokenizer, merges, spell
+from gpt2c.tokenizer.files import read_tokenizer, save_tokenizer
+from gpt2c.tokenizer.gpt2 import GPT2Tokenizer
+
+NAMES = ("bytes", "gpt2")
+
+__all__ = [
+    "END_OF_TEXT", "GPT2_PATTERN", "NAMES", "BytePairTokenizer", "ByteTokenizer", "GPT2Tokenizer", "StreamDecoder",
+    "Tokenizer", "decode", "get_tokenizer", "is_own", "merges", "printable", "save_tokenizer", "spell",
+]  # fmt: skip
+
+
+@functools.cache
+def get_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer called `name`: "bytes", "gpt2", or the folder of one's own; UserError for any other name."""
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    if Path(name).is_dir():
+        return read_tokenizer(Path(name))
+    raise UserError(
+        f"unknown tokenizer {name!r}: expected one of {', '.join(NAMES)}, or the folder of a tokenizer of your own "
+        "(gpt2c tokenizer train)"
+    )
+
+
+def is_own(tokenizer: Tokenizer) -> bool:
+    """Whether it is known by its files alone."""
+    return tokenizer.name not in NAMES
