@@ -2,7 +2,8 @@
 
     <run>/checkpoints/step_000123/
         config.json, model.safetensors    the model: GPT2.from_pretrained and transformers load them
-        tokenizer.json                    the tokenizer, if it is one of the user's own
+        tokenizer.json, ...               the tokenizer, if it is one of the user's own
+        adapter/                          with LoRA: A and B, as the library peft has them; the model is their sum
         training.safetensors              AdamW's moments and masters by parameter name
         training.json                     step, tokenizer, validation loss, seconds, sizes of the run's growing files,
                                           and the SHA-256 of each file beside it and of itself
@@ -69,7 +70,8 @@ def save(
             mode = (temporary / TENSORS).stat().st_mode
             save_file(tensors, temporary / TENSORS)
             (temporary / TENSORS).chmod(mode)  # safetensors makes files that only their owner can read
-            hashes = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            hashes = {path.relative_to(temporary).as_posix(): sha256(path) for path in files}
             contents = {**asdict(record), "optimizer": numbers, "sha256": hashes}
             text = json.dumps({**contents, DIGEST: _digest(contents)}, indent=2) + "\n"
             (temporary / RECORD).write_text(text, encoding="utf-8")

@@ -20,6 +20,7 @@ from gpt2c.evaluate import loss_sums, sample_text
 from gpt2c.finite import non_finite_of_step, non_finite_weight
 from gpt2c.interrupt import StopSignal, stop_signal
 from gpt2c.logs import open_sinks
+from gpt2c.lora import merged
 from gpt2c.precision import autocast
 from gpt2c.progress import Progress
 from gpt2c.run import SETTINGS, Run, recorded_settings
@@ -218,7 +219,7 @@ def add_sample(t: Training, progress: Progress) -> None:
     require_finite(t, non_finite_weight(t.model))
     if not t.processes.is_first:
         return
-    t.sample = sample_text(t.model, t.tokenizer, t.config.sample_tokens, seed=t.config.seed + t.step)
+    t.sample = sample_text(merged(t.model), t.tokenizer, t.config.sample_tokens, seed=t.config.seed + t.step)
     t.run.add_sample(t.step, t.sample)
     for sink in t.sinks:
         sink.text(t.step, t.sample)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt2c import checkpoint, pretrained
+from gpt2c import checkpoint, lora, pretrained
 from gpt2c.bench import machine
 from gpt2c.config import GPT2Config
 from gpt2c.data import Dataset, load_dataset
@@ -29,6 +29,8 @@ from gpt2c.spikes import SpikeGuard
 from gpt2c.step import make_optimizer
 from gpt2c.tokenizer import Tokenizer, get_tokenizer, is_own, save_tokenizer
 from gpt2c.tokenizer.files import TOKENIZER
+
+ADAPTER = "adapter"  # a checkpoint's folder for A and B
 
 
 @dataclass
@@ -82,7 +84,7 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     processes.first_does(lambda: run.check(config, fingerprint) if resume else Run.create(config, fingerprint, facts))
 
     torch.manual_seed(config.seed)
-    model = processes.together(lambda: read_model(last, config) if last else new_model(config, sizes))
+    model = processes.together(lambda: read_model(last, config, sizes) if last else new_model(config, sizes))
     if model.config != sizes:
         raise UserError(f"{last} holds a model of {model.config}, expected {sizes} as {run.folder} records")
     model = model.to(processes.device).train()
@@ -126,31 +128,47 @@ def sizes_of(config: TrainConfig, last: Path | None) -> tuple[TrainConfig, Token
             f"--context is {config.context}, expected at most {found.n_positions}, the positions of {config.init}"
         )
     tokenizer = tokenizer_of(folder, found.vocab_size)
-    if not last:
-        sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
-        config = dataclasses.replace(config, tokenizer=tokenizer.name, **sizes)
+    sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
+    name = config.tokenizer if last and is_own(tokenizer) else tokenizer.name  # not the checkpoint's
+    config = dataclasses.replace(config, tokenizer=name, **sizes)
     return config, tokenizer, dataclasses.replace(found, dropout=config.dropout)
 
 
 def new_model(config: TrainConfig, sizes: GPT2Config) -> GPT2:
     """The model that a run begins with."""
-    if not config.init:
-        return GPT2(sizes)
-    model, _, _ = load_model(config.init)
+    model = load_model(config.init)[0].float() if config.init else GPT2(sizes)
     model.config = sizes  # of which only the dropout may be another
-    return model.float()
+    lora.freeze(model, config.freeze_layers)
+    if config.lora_rank:
+        if not config.init:
+            raise UserError("--lora-rank needs a model to start from: give it with --init")
+        lora.add_lora(model, config.lora_rank, config.lora_alpha)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(f"--freeze-layers {config.freeze_layers} leaves nothing to learn, expected fewer")
+    return model
 
 
-def read_model(folder: Path, config: TrainConfig) -> GPT2:
-    """The model of a checkpoint."""
-    return GPT2.from_pretrained(folder)
+def read_model(folder: Path, config: TrainConfig, sizes: GPT2Config) -> GPT2:
+    """The model of a checkpoint; with LoRA the adapters on the model that the run began with."""
+    model = GPT2.from_pretrained(folder)
+    if config.lora_rank:
+        whole, model = model, load_model(config.init)[0].float()
+        lora.load_adapter(model, folder / ADAPTER)
+        pairs = zip(lora.merged(model).parameters(), whole.parameters(), strict=True)
+        if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            raise UserError(f"{folder} was trained from another model than {config.init}: give that one with --init")
+        model.config = sizes
+    lora.freeze(model, config.freeze_layers)
+    return model
 
 
 def write_model(t: Training, folder: Path) -> None:
-    """What the model is loaded from: weights, sizes, and a tokenizer of the user's own."""
-    t.model.save_pretrained(folder)
+    """What the model is loaded from: weights, sizes, a tokenizer of the user's own, and adapters."""
+    lora.merged(t.model).save_pretrained(folder)
     if is_own(t.tokenizer):
         save_tokenizer(t.tokenizer, folder, t.model.config.n_positions)
+    if t.config.lora_rank:
+        lora.save_adapter(t.model, folder / ADAPTER, t.config.init)
 
 
 def wrap(model: GPT2, config: TrainConfig, processes: Processes) -> nn.Module:
@@ -177,7 +195,7 @@ def go_back(t: Training) -> None:
     """Put the run back to its latest checkpoint, and the data on to those that were next."""
     assert t.checkpoint is not None
     record = checkpoint.read_record(t.checkpoint)
-    model = read_model(t.checkpoint, t.config)
+    model = read_model(t.checkpoint, t.config, t.model.config)
     with torch.no_grad():
         for ours, saved in zip(t.model.parameters(), model.parameters(), strict=True):
             ours.copy_(saved)

@@ -63,7 +63,7 @@ def help_text(capsys: pytest.CaptureFixture, *args: str) -> str:
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture) -> None:
     text = help_text(capsys)
-    assert all(f"• {command} " in text for command in ("train", "sample", "info", "bench"))
+    assert all(f"• {command} " in text for command in commands.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture, command: str, 
 
 
 def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture) -> None:
-    for name in ("gpt2-124m", "shakespeare"):
+    for name in ("gpt2-124m-fineweb", "shakespeare-bytes"):
         text = help_text(capsys, "train", "--recipe", name)
         recipe = load_recipe(name)
         assert f"(default: {recipe.n_embd})" in text and f"(default: {recipe.out})" in text
@@ -95,15 +95,16 @@ def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "expected one of {train, sample, info, bench}"),
+        ([], "expected one of {" + ", ".join(commands.COMMANDS) + "}"),
         (["trian"], "trian"),
         (["train", "--stps", "3"], "--stps, 3; perhaps you meant --steps"),
         (["train", "--steps", "many"], "--steps: invalid literal for int"),
         (["train", "--steps"], "missing value for argument '--steps'"),
         (["train", "--steps", "0"], "--steps is 0, expected at least 1"),
         (["train", "--lr", "0.1", "--min-lr", "0.2"], "--min-lr is 0.2, expected at most --lr, 0.1"),
-        (["train", "--tokenizer", "words"], "invalid choice 'words' for argument '--tokenizer', expected one of"),
-        (["train", "--recipe", "huge"], "expected one of demo, gpt2-124m, shakespeare, or the path of a TOML file"),
+        (["train", "--tokenizer", "words"], "unknown tokenizer 'words': expected one of bytes, gpt2, or the folder of"),
+        (["train", "--precision", "fp8"], "invalid choice 'fp8' for argument '--precision', expected one of"),
+        (["train", "--recipe", "huge"], "shakespeare-bytes, or the path of a TOML file"),
         (["train", "--recipe=no.toml"], "cannot read the recipe no.toml: No such file or directory"),
         (["train", "--data", "no.txt"], "cannot read the data no.txt: No such file or directory"),
         (["train", "--n-head", "5"], "n_embd is 192, expected a multiple of n_head (5)"),
@@ -181,7 +182,7 @@ def test_resume_takes_the_settings_of_the_run(capsys: pytest.CaptureFixture, tmp
     assert "after 10 steps" in output(capsys, "train", f"--out={out}", "--resume", "--steps", "10")
     message = error(capsys, "train", "--out", out, "--resume", "--lr", "0.01")
     assert "was started with --lr 0.003, found 0.01" in message
-    message = error(capsys, "train", "--out", out, "--resume", "--recipe", "shakespeare")
+    message = error(capsys, "train", "--out", out, "--resume", "--recipe", "shakespeare-bytes")
     assert "was started with" in message
     assert "is not empty: add --resume to continue it" in error(capsys, "train", *tiny.flags(config))
 

@@ -160,10 +160,10 @@ def test_deterministic(backend: str) -> None:
 
 def test_opcheck(backend: str) -> None:
     given, targets = problem(5, 4, 6)
-    for need_grad in (False, True):
-        opcheck(forward, *given.values(), targets, -100, 6, need_grad)
+    for need_grads in ((False, False), (True, False), (True, True)):
+        opcheck(forward, *given.values(), targets, -100, 6, *need_grads)
     x, weight = (t.requires_grad_() for t in given.values())
-    opcheck(forward, x, weight, targets, -100, 6, True)
+    opcheck(forward, x, weight, targets, -100, 6, True, True)
 
 
 @pytest.mark.parametrize(
@@ -206,3 +206,15 @@ def test_backward_again(backend: str) -> None:
     second = torch.autograd.grad(loss, leaves)
     for a, b in zip(copies, second, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_frozen_weight_gets_no_gradient_and_x_the_same(backend):
+    x, weight, targets = torch.randn(2 * CHUNK + 5, 24), torch.randn(40, 24), torch.randint(0, 37, (2 * CHUNK + 5,))
+    gradients = []
+    for learns in (True, False):
+        given, w = x.clone().requires_grad_(), weight.clone().requires_grad_(learns)
+        ops.linear_cross_entropy(given, w, targets, vocab_size=37).backward()
+        gradients.append(given.grad)
+        assert (w.grad is not None) is learns
+    assert torch.equal(*gradients)
+    assert forward(x, weight, targets, -100, 37, True, False)[2].numel() == 0, "it is not computed either"

@@ -66,7 +66,10 @@ def _parents(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, ...]:
     """The two tokens that a token was merged of: what byte-pair encoding by lower ranks leaves of it."""
     parts = [bytes([b]) for b in token]
     while len(parts) > 2:
-        pairs = {ranks.get(a + b, len(ranks)): i for i, (a, b) in reversed(list(enumerate(zip(parts, parts[1:], strict=False))))}  # noqa: E501
+        pairs = {
+            ranks.get(a + b, len(ranks)): i
+            for i, (a, b) in reversed(list(enumerate(zip(parts, parts[1:], strict=False))))
+        }  # noqa: E501
         i = pairs[min(pairs)]
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return tuple(parts)

@@ -6,9 +6,9 @@ Rows are taken a chunk at a time: logits = x_chunk weight^T (gpt2c/ops/matmul.py
 gradient in place (csrc/cpu/cross_entropy.cpp), then dx_chunk = dlogits weight and dweight += dlogits^T x_chunk. So
 the gradients are ready when the loss is, nothing is computed twice, and memory holds one chunk of logits (Hsu et al.,
 "Liger Kernel", 2024, section 3.2, has the same idea). The backward hands them on, multiplied in place by dloss, and
-computes them again if it is run again. In fp16 they are of the sum over rows, and divided by their number together
-with the multiplication by dloss, in fp32: probabilities over that number vanish in fp16, and the dloss that lifts them
-(65536 by custom) is beyond it.
+computes them again if it is run again. A weight that is frozen gets none. In fp16 they are of the sum over rows, and
+divided by their number together with the multiplication by dloss, in fp32: probabilities over that number vanish in
+fp16, and the dloss that lifts them (65536 by custom) is beyond it.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def linear_cross_entropy(
     Returns the loss, 0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range,
     ValueError or TypeError for a wrong shape, dtype or device.
     """
-    need_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return _forward(x, weight, targets, ignore_index, vocab_size, need_grad)[0]
+    need_dweight = torch.is_grad_enabled() and weight.requires_grad
+    need_dx = need_dweight or (torch.is_grad_enabled() and x.requires_grad)
+    return _forward(x, weight, targets, ignore_index, vocab_size, need_dx, need_dweight)[0]
 
 
 def _check_forward(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
-) -> None:
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_dx: bool,
+    need_dweight: bool,
+) -> None:  # fmt: skip
     op = "linear_cross_entropy"
     check_dims(op, "x", x, "N C")
     check_dims(op, "weight", weight, "V C")
@@ -62,13 +64,14 @@ def _check_forward(
 
 
 def _run_forward(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_dx: bool,
+    need_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     N, Vp = x.shape[0], weight.shape[0]
     vocab_size = Vp if vocab_size is None else vocab_size
     targets = targets.contiguous()
     count = count_targets("linear_cross_entropy", targets, vocab_size, ignore_index)
-    _, dx, dweight, _ = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_grad)
+    _, dx, dweight, _ = _fake_forward(x, weight, targets, ignore_index, vocab_size, need_dx, need_dweight)
     chunk, summed = CHUNK_ROWS.get(x.device.type, 256), _summed_classes(x, vocab_size, Vp)
     logits = x.new_empty(min(N, chunk), Vp)
     lse = torch.empty(len(logits), dtype=torch.float64, device=x.device)
@@ -82,9 +85,10 @@ def _run_forward(
         multiply(x[rows], weight.T, logits[:n])
         sizes = (n, vocab_size, Vp, ignore_index)
         _native.call("cross_entropy_forward", x.dtype, logits, targets[rows], lse, total, *sizes)
-        if need_grad:
+        if need_dx:
             _native.call("cross_entropy_backward", x.dtype, now, logits, targets[rows], lse, logits, *sizes, 1)
             multiply(logits[:n, :summed], weight[:summed], dx[rows])
+        if need_dweight:
             multiply(logits[:n].T, x[rows], dweight, accumulate=start > 0)
     if N == 0:
         dweight.zero_()
@@ -98,11 +102,12 @@ def _summed_classes(x: Tensor, vocab_size: int, Vp: int) -> int:
 
 
 def _fake_forward(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab_size: int | None, need_dx: bool,
+    need_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     loss = torch.empty((), dtype=torch.float32, device=x.device)
-    dx = x.new_empty(x.shape if need_grad else 0)
-    dweight = torch.empty(weight.shape if need_grad else 0, dtype=torch.float32, device=x.device)
+    dx = x.new_empty(x.shape if need_dx else 0)
+    dweight = torch.empty(weight.shape if need_dweight else 0, dtype=torch.float32, device=x.device)
     return loss, dx, dweight, torch.empty_like(loss)
 
 
@@ -117,10 +122,10 @@ def _scale(x: Tensor, scale: Tensor) -> Tensor:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, targets, ignore_index, vocab_size, need_grad):
-        loss, *gradients = _forward(x, weight, targets, ignore_index, vocab_size, True)
+    def forward(ctx, x, weight, targets, ignore_index, vocab_size, need_dx, need_dweight):
+        ctx.settings = ignore_index, vocab_size, True, ctx.needs_input_grad[1]
+        loss, *gradients = _forward(x, weight, targets, *ctx.settings)
         ctx.save_for_backward(x, weight, targets)
-        ctx.settings = ignore_index, vocab_size, True
         ctx.gradients = gradients
         ctx.mark_non_differentiable(*gradients)
         ctx.set_materialize_grads(False)  # else zeros of their sizes would be made for the backward
@@ -132,12 +137,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx, dweight, later = ctx.gradients or _forward(*ctx.saved_tensors, *ctx.settings)[1:]
         ctx.gradients = None  # they are the receiver's from here on
         scale = dloss * later
-        return _scale(dx, scale), _scale(dweight, scale).to(dx.dtype), None, None, None, None
+        dweight = _scale(dweight, scale).to(dx.dtype) if ctx.needs_input_grad[1] else None
+        return _scale(dx, scale), dweight, None, None, None, None, None
 
 
 _forward = define(
     "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int? vocab_size,"
-    " bool need_grad) -> (Tensor loss, Tensor dx, Tensor dweight, Tensor later)",
+    " bool need_dx, bool need_dweight) -> (Tensor loss, Tensor dx, Tensor dweight, Tensor later)",
     _check_forward,
     _run_forward,
     _fake_forward,
