@@ -2,6 +2,8 @@
 
 from gpt2c.bench.command import Bench
 from gpt2c.commands.eval import Eval
+from gpt2c.commands.export import Export
+from gpt2c.commands.import_ import Import
 from gpt2c.commands.info import Info
 from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.sample import Sample
@@ -15,6 +17,8 @@ COMMANDS = {
     "sample": Sample,
     "eval": Eval,
     "tokenizer": Tokenizer,
+    "export": Export,
+    "import": Import,
     "info": Info,
     "bench": Bench,
 }

@@ -1,0 +1,66 @@
+"""`gpt2c export`; its fields are its flags."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from gpt2c.errors import UserError
+from gpt2c.load import load_model
+from gpt2c.model import GPT2
+from gpt2c.tokenizer import Tokenizer
+
+TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"hf": ("fp32", "fp16", "bf16"), "gguf": ("fp32", "fp16", "q8_0"), "onnx": ("fp32",), "llmc": ("fp32", "bf16")}
+USES = {
+    "hf": "transformers: AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of {}",
+    "gguf": "llama.cpp: llama-cli -m {}",
+    "onnx": "onnxruntime: InferenceSession({})",
+    "llmc": "llm.c: ./train_gpt2cu -e {}",
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model for other programs: Hugging Face's libraries, llama.cpp, onnxruntime, llm.c."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """What to write, which must not exist: a folder for `hf`, a file for the others."""
+    format: Literal["hf", "gguf", "onnx", "llmc"] = "hf"
+    """`hf`: a Hugging Face folder; `gguf`: llama.cpp's; `onnx`: a graph, idx to logits; `llmc`: llm.c's checkpoint."""
+    dtype: Literal["fp32", "fp16", "bf16", "q8_0"] = "fp32"
+    """Of the matrices: `bf16` for hf and llmc, `fp16` for hf and gguf, `q8_0` (8 bits with scales) for gguf."""
+
+    def run(self) -> int:
+        """Write it, and say how it is used."""
+        if self.dtype not in DTYPES[self.format]:
+            known = ", ".join(DTYPES[self.format])
+            raise UserError(f"--dtype is {self.dtype}, expected one of {known} for {self.format}")
+        if self.out.exists():
+            raise UserError(f"{self.out} exists: choose another name, or remove it")
+        model, tokenizer, folder = load_model(self.model)
+        self._write(model, tokenizer)
+        files = [self.out] if self.out.is_file() else sorted(self.out.iterdir())
+        size = sum(file.stat().st_size for file in files)
+        print(f"{self.out}: {folder} as {self.format} in {self.dtype}, {size / 1e6:.1f} MB")
+        print(USES[self.format].format(shlex.quote(str(self.out))))
+        return 0
+
+    def _write(self, model: GPT2, tokenizer: Tokenizer) -> None:
+        from gpt2c.formats import gguf, hf, llmc, onnx
+
+        if self.format == "hf":
+            hf.export(model.to(TORCH[self.dtype]), tokenizer, self.out)
+        elif self.format == "gguf":
+            gguf.export(model, tokenizer, self.out, self.dtype)
+        elif self.format == "onnx":
+            onnx.export(model, tokenizer, self.out)
+        else:
+            llmc.export(model, tokenizer, self.out, TORCH[self.dtype])

@@ -1,0 +1,42 @@
+"""`gpt2c import`; its fields are its flags."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gpt2c.errors import UserError
+from gpt2c.formats import hf, llmc
+from gpt2c.load import tokenizer_of
+
+
+@dataclass(frozen=True)
+class Import:
+    """Read a model of another program's into a folder for `gpt2c sample`, `eval` and `train --init`."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A Hugging Face folder or hub name, or a checkpoint of llm.c's."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The folder to write, which must not exist."""
+    format: Literal["auto", "hf", "llmc"] = "auto"
+    """What SOURCE is; `auto`: llm.c's if it is a file, else Hugging Face's."""
+
+    def run(self) -> int:
+        """Write the folder, and say how it is used."""
+        if self.out.exists():
+            raise UserError(f"{self.out} exists: choose another name, or remove it")
+        is_file = self.format == "llmc" or (self.format == "auto" and Path(self.source).is_file())
+        if is_file:
+            model = llmc.load(Path(self.source))
+            tokenizer = tokenizer_of(Path(self.source).parent, model.config.vocab_size)
+        else:
+            model, tokenizer = hf.load(self.source)
+        hf.export(model, tokenizer, self.out)
+        name = shlex.quote(str(self.out))
+        print(f"{self.out}: a GPT-2 of {model.num_parameters():,} parameters with the tokenizer {tokenizer.name}")
+        print(f"use it: gpt2c sample {name}, gpt2c train --recipe finetune-shakespeare --init {name} --data my.txt")
+        return 0

@@ -1,0 +1,94 @@
+"""GGUF, llama.cpp's format, through the package `gguf` of its makers: the architecture "gpt2" and its tokenizer.
+
+Matrices are (out, in), the head is the embedding (llama.cpp takes it where there is no output.weight). Vectors and the
+positions are fp32; matrices fp32, fp16, or q8_0: blocks of 32 numbers of 8 bits with an fp16 scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gpt2c.errors import UserError
+from gpt2c.files import replacing, writing
+from gpt2c.model import GPT2
+from gpt2c.tokenizer import END_OF_TEXT, Tokenizer, merges, spell
+
+ARCHITECTURE = "gpt2"
+DTYPES = ("fp32", "fp16", "q8_0")
+Q8_BLOCK = 32
+NAMES = {  # ours -> llama.cpp's, of a layer
+    "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+}  # fmt: skip
+
+
+def export(model: GPT2, tokenizer: Tokenizer, path: Path, dtype: str = "fp32") -> None:
+    """Write the file. Raises UserError if it cannot be written, for a width that q8_0 cannot have, or without the
+    package."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError('GGUF needs the package gguf: pip install "gpt2c[export]"') from error
+    if dtype == "q8_0" and model.config.n_embd % Q8_BLOCK:
+        raise UserError(f"the model is {model.config.n_embd} wide, expected a multiple of {Q8_BLOCK} for q8_0")
+    with writing(path), replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
+        _add_settings(writer, gguf, model, dtype)
+        _add_tokenizer(writer, gguf, tokenizer)
+        for name, tensor in _tensors(model):
+            kind = dtype if tensor.ndim == 2 and name != "position_embd.weight" else "fp32"
+            array = tensor.detach().float().contiguous().numpy()
+            if kind == "q8_0":
+                packed = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
+                writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            else:
+                writer.add_tensor(name, array.astype("float16" if kind == "fp16" else "float32"))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _add_settings(writer: Any, gguf: Any, model: GPT2, dtype: str) -> None:
+    c = model.config
+    kinds = {"fp32": gguf.LlamaFileType.ALL_F32, "fp16": gguf.LlamaFileType.MOSTLY_F16}
+    writer.add_name("GPT-2")
+    writer.add_context_length(c.n_positions)
+    writer.add_embedding_length(c.n_embd)
+    writer.add_feed_forward_length(4 * c.n_embd)
+    writer.add_block_count(c.n_layer)
+    writer.add_head_count(c.n_head)
+    writer.add_layer_norm_eps(c.layer_norm_epsilon)
+    writer.add_file_type(kinds.get(dtype, gguf.LlamaFileType.MOSTLY_Q8_0))
+
+
+def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
+    tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.end_of_text)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*map(spell, tokens), END_OF_TEXT])
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL])
+    pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokens)]
+    if pairs:  # an empty list has no type, which readers refuse
+        writer.add_token_merges(pairs)
+    writer.add_bos_token_id(tokenizer.end_of_text)
+    writer.add_eos_token_id(tokenizer.end_of_text)
+    writer.add_add_bos_token(False)
+
+
+def _tensors(model: GPT2) -> Iterator[tuple[str, Tensor]]:
+    """llama.cpp's name and tensor of each parameter."""
+    state = model.state_dict()
+    yield "token_embd.weight", state["wte.weight"][: model.config.vocab_size]
+    yield "position_embd.weight", state["wpe.weight"]
+    for i in range(model.config.n_layer):
+        for ours, theirs in NAMES.items():
+            weight = state[f"h.{i}.{ours}.weight"]
+            yield f"blk.{i}.{theirs}.weight", weight.t() if weight.ndim == 2 else weight
+            yield f"blk.{i}.{theirs}.bias", state[f"h.{i}.{ours}.bias"]
+    yield "output_norm.weight", state["ln_f.weight"]
+    yield "output_norm.bias", state["ln_f.bias"]

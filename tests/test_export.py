@@ -1,0 +1,73 @@
+"""`gpt2c export` and `gpt2c import`: what they write is used, and a mistake leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from gpt2c.cli import main
+from gpt2c.load import load_model
+from gpt2c.train import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return train(tiny.config(tmp_path_factory.mktemp("finished"))).run.folder
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    models = [load_model(str(folder))[0] for folder in (a, b)]
+    return all(torch.equal(p, q) for p, q in zip(*(model.parameters() for model in models), strict=True))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("hf", "fp32"), ("llmc", "fp32")])
+def test_there_and_back(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, dtype: str) -> None:
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
+    assert main(["export", str(finished), there, "--format", name, "--dtype", dtype]) == 0
+    assert f"as {name} in {dtype}" in capsys.readouterr().out
+    assert main(["import", there, back]) == 0
+    assert "a GPT-2 of 21,504 parameters with the tokenizer bytes" in capsys.readouterr().out
+    assert same_weights(finished, tmp_path / "back")
+    assert main(["sample", back, "--max-new-tokens", "5"]) == 0
+    text = str(finished.parent / "text.txt")
+    flags = ["--init", back, "--data", text, "--context", "16", "--steps", "2", "--warmup-steps", "0"]
+    assert main(["train", *flags, "--out", str(tmp_path / "tuned")]) == 0
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("gguf", "fp16"), ("gguf", "q8_0"), ("onnx", "fp32"), ("llmc", "bf16")])
+def test_the_other_formats(finished: Path, tmp_path: Path, name: str, dtype: str) -> None:
+    pytest.importorskip("gguf" if name == "gguf" else "onnx" if name == "onnx" else "torch")
+    assert main(["export", str(finished), str(tmp_path / "out"), "--format", name, "--dtype", dtype]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["export", "{run}", "{run}"], "exists: choose another name, or remove it"),
+        (["import", "{run}", "{run}"], "exists: choose another name, or remove it"),
+        (["export", "{run}", "out", "--dtype", "q8_0"], "--dtype is q8_0, expected one of fp32, fp16, bf16 for hf"),
+        (["export", "./nowhere", "out"], "nowhere does not exist"),
+        (["export", "{run}", "text.txt/out"], "cannot write text.txt/out: "),
+        (["export", "{run}", "text.txt/out", "--format", "llmc"], "cannot write text.txt/out: Not a directory"),
+        (["import", "text.txt", "out"], "text.txt is not a checkpoint of llm.c"),
+    ],
+)
+def test_mistakes(
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    words: str,
+) -> None:
+    tiny.write_text(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main([arg.format(run=finished) for arg in args]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
