@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
 from gpt2c.config import GPT2Config
 from gpt2c.ops.matmul import multiply
 
-# Dense matrix products in bf16 or fp16 with fp32 sums, and in fp32 without TF32, FLOP/s: NVIDIA's data sheets.
+
+@dataclass(frozen=True)
+class Gpu:
+    """NVIDIA's data sheets: dense matrix products a second in 16 bits with fp32 sums and in fp32 without TF32, FLOP/s;
+    memory in bytes."""
+
+    flops_16: float
+    flops_32: float
+    memory: float
+
+
 GPUS = {
-    "T4": (65e12, 8.1e12),
-    "L4": (121e12, 30.3e12),
-    "A10G": (70e12, 31.5e12),
-    "A100": (312e12, 19.5e12),
-    "H100 PCIe": (756e12, 51e12),
-    "H100": (989e12, 67e12),
-    "H200": (989e12, 67e12),
-    "B200": (2250e12, 75e12),
-    "RTX 3070": (40.6e12, 20.3e12),
-    "RTX 3090": (71e12, 35.6e12),
-    "RTX 4090": (165.2e12, 82.6e12),
-    "RTX 5090": (209.5e12, 104.8e12),
+    "T4": Gpu(65e12, 8.1e12, 16e9),
+    "L4": Gpu(121e12, 30.3e12, 24e9),
+    "A10G": Gpu(70e12, 31.5e12, 24e9),
+    "A100": Gpu(312e12, 19.5e12, 40e9),
+    "A100 80GB": Gpu(312e12, 19.5e12, 80e9),
+    "H100 PCIe": Gpu(756e12, 51e12, 80e9),
+    "H100": Gpu(989e12, 67e12, 80e9),
+    "H200": Gpu(989e12, 67e12, 141e9),
+    "B200": Gpu(2250e12, 75e12, 180e9),
+    "RTX 3060": Gpu(25.4e12, 12.7e12, 12e9),
+    "RTX 3070": Gpu(40.6e12, 20.3e12, 8e9),
+    "RTX 3080": Gpu(59.5e12, 29.8e12, 10e9),
+    "RTX 3090": Gpu(71e12, 35.6e12, 24e9),
+    "RTX 4070": Gpu(58.3e12, 29.1e12, 12e9),
+    "RTX 4090": Gpu(165.2e12, 82.6e12, 24e9),
+    "RTX 5090": Gpu(209.5e12, 104.8e12, 32e9),
 }
 
 
@@ -38,7 +53,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         found = max((gpu for gpu in GPUS if gpu in name), key=len, default=None)
-        return None if found is None else GPUS[found][precision == "fp32"]
+        return None if found is None else GPUS[found].flops_32 if precision == "fp32" else GPUS[found].flops_16
     a, b, out = (torch.ones(1024, 1024) for _ in range(3))
     times = []
     for _ in range(3):

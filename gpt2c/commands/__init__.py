@@ -5,6 +5,7 @@ from gpt2c.commands.eval import Eval
 from gpt2c.commands.export import Export
 from gpt2c.commands.import_ import Import
 from gpt2c.commands.info import Info
+from gpt2c.commands.plan import Plan
 from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.sample import Sample
 from gpt2c.commands.tokenizer import Tokenizer
@@ -14,6 +15,7 @@ from gpt2c.commands.train import Train
 COMMANDS = {
     "prepare": Prepare,
     "train": Train,
+    "plan": Plan,
     "sample": Sample,
     "eval": Eval,
     "tokenizer": Tokenizer,

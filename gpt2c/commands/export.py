@@ -18,10 +18,10 @@ from gpt2c.tokenizer import Tokenizer
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = {"hf": ("fp32", "fp16", "bf16"), "gguf": ("fp32", "fp16", "q8_0"), "onnx": ("fp32",), "llmc": ("fp32", "bf16")}
 USES = {
-    "hf": "transformers: AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of {}",
-    "gguf": "llama.cpp: llama-cli -m {}",
-    "onnx": "onnxruntime: InferenceSession({})",
-    "llmc": "llm.c: ./train_gpt2cu -e {}",
+    "hf": "transformers.AutoModelForCausalLM.from_pretrained({path!r})",
+    "gguf": "llama-cli -m {word}",
+    "onnx": "onnxruntime.InferenceSession({path!r})",
+    "llmc": "./train_gpt2cu -e {word}",
 }
 
 
@@ -32,7 +32,7 @@ class Export:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """What to write, which must not exist: a folder for `hf`, a file for the others."""
+    """What to write, which must not exist: a folder for `hf`, a file for the others (llm.c wants a name in .bin)."""
     format: Literal["hf", "gguf", "onnx", "llmc"] = "hf"
     """`hf`: a Hugging Face folder; `gguf`: llama.cpp's; `onnx`: a graph, idx to logits; `llmc`: llm.c's checkpoint."""
     dtype: Literal["fp32", "fp16", "bf16", "q8_0"] = "fp32"
@@ -49,8 +49,8 @@ class Export:
         self._write(model, tokenizer)
         files = [self.out] if self.out.is_file() else sorted(self.out.iterdir())
         size = sum(file.stat().st_size for file in files)
-        print(f"{self.out}: {folder} as {self.format} in {self.dtype}, {size / 1e6:.1f} MB")
-        print(USES[self.format].format(shlex.quote(str(self.out))))
+        use = USES[self.format].format(path=str(self.out), word=shlex.quote(str(self.out)))
+        print(f"{self.out}: {folder} as {self.format} in {self.dtype}, {size / 1e6:.1f} MB; use it: {use}")
         return 0
 
     def _write(self, model: GPT2, tokenizer: Tokenizer) -> None:

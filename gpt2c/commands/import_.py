@@ -37,6 +37,8 @@ class Import:
             model, tokenizer = hf.load(self.source)
         hf.export(model, tokenizer, self.out)
         name = shlex.quote(str(self.out))
-        print(f"{self.out}: a GPT-2 of {model.num_parameters():,} parameters with the tokenizer {tokenizer.name}")
-        print(f"use it: gpt2c sample {name}, gpt2c train --recipe finetune-shakespeare --init {name} --data my.txt")
+        print(
+            f"{self.out}: a GPT-2 of {model.num_parameters():,} parameters with the tokenizer {tokenizer.name}; "
+            f"use it: gpt2c sample {name}, or gpt2c train --init {name} --data my.txt"
+        )
         return 0

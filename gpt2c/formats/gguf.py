@@ -64,6 +64,8 @@ def _add_settings(writer: Any, gguf: Any, model: GPT2, dtype: str) -> None:
     writer.add_head_count(c.n_head)
     writer.add_layer_norm_eps(c.layer_norm_epsilon)
     writer.add_file_type(kinds.get(dtype, gguf.LlamaFileType.MOSTLY_Q8_0))
+    if dtype == "q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
@@ -73,8 +75,9 @@ def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
     writer.add_token_list([*map(spell, tokens), END_OF_TEXT])
     writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL])
     pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokens)]
-    if pairs:  # an empty list has no type, which readers refuse
-        writer.add_token_merges(pairs)
+    # llama.cpp refuses a file without merges, as the byte tokenizer's would be. This one never happens: nothing in a text
+    # becomes its sides, which are longer than a byte.
+    writer.add_token_merges(pairs or [f"{END_OF_TEXT} {END_OF_TEXT}"])
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(False)

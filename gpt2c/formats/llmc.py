@@ -52,10 +52,9 @@ def load(path: Path) -> GPT2:
     with reading("llm.c checkpoint", path):
         size = path.stat().st_size
         header = np.fromfile(path, dtype="<i4", count=HEADER)
-    config, dtype, padded = _parse(header, path)
-    expected = 4 * HEADER + dtype.itemsize * sum(int(np.prod(shape)) * len(names) for names, shape in _tensors(config))
-    if padded < config.vocab_size or padded != _padded(config.vocab_size):
-        raise UserError(f"{path}: byte 28 gives {padded} padded rows, expected {_padded(config.vocab_size)}")
+    config, dtype = _parse(header, path)
+    padding = (_padded(config.vocab_size) - config.vocab_size) * config.n_embd
+    expected = 4 * HEADER + dtype.itemsize * (config.num_parameters() + padding)
     if size != expected:
         raise UserError(f"{path} is truncated or damaged: its header announces {expected} bytes, found {size}")
     with torch.device("meta"):
@@ -79,9 +78,9 @@ def load(path: Path) -> GPT2:
     return model
 
 
-def _parse(header: np.ndarray, path: Path) -> tuple[GPT2Config, torch.dtype, int]:
+def _parse(header: np.ndarray, path: Path) -> tuple[GPT2Config, torch.dtype]:
     if len(header) < HEADER or header[0] != MAGIC:
-        found = f"found {header[0]}" if len(header) else "the file is empty"
+        found = f"found {header[0]}" if len(header) == HEADER else f"the file ends before byte {4 * HEADER}"
         raise UserError(f"{path} is not a checkpoint of llm.c: expected the magic number {MAGIC} at byte 0, {found}")
     if int(header[1]) not in VERSIONS:
         raise UserError(f"{path} is of version {header[1]} at byte 4, expected 3 (fp32) or 5 (bf16)")
@@ -90,7 +89,9 @@ def _parse(header: np.ndarray, path: Path) -> tuple[GPT2Config, torch.dtype, int
         config = GPT2Config(vocab_size=V, n_positions=positions, n_embd=C, n_layer=L, n_head=H)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} has a damaged header, bytes 8 to 31: {error}") from error
-    return config, VERSIONS[int(header[1])], padded
+    if padded != _padded(V):
+        raise UserError(f"{path} has {padded} padded rows at byte 28, expected {_padded(V)}")
+    return config, VERSIONS[int(header[1])]
 
 
 def _tensors(c: GPT2Config) -> Iterator[tuple[list[str], tuple[int, ...]]]:
