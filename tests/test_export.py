@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,11 @@ import tiny
 import torch
 
 from gpt2c.cli import main
+from gpt2c.commands.export import TORCH
 from gpt2c.load import load_model
 from gpt2c.train import train
+
+USES = {"hf": "transformers.AutoModelForCausalLM.from_pretrained('{}')", "llmc": "./train_gpt2cu -e {}"}
 
 
 @pytest.fixture(scope="module")
@@ -19,30 +24,47 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiny.config(tmp_path_factory.mktemp("finished"))).run.folder
 
 
-def same_weights(a: Path, b: Path) -> bool:
-    models = [load_model(str(folder))[0] for folder in (a, b)]
-    return all(torch.equal(p, q) for p, q in zip(*(model.parameters() for model in models), strict=True))
+def weights(folder: Path) -> list[torch.Tensor]:
+    return [p.detach() for p in load_model(str(folder))[0].parameters()]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("hf", "fp32"), ("llmc", "fp32")])
+@pytest.mark.parametrize(("name", "dtype"), [("hf", "fp32"), ("hf", "fp16"), ("llmc", "fp32"), ("llmc", "bf16")])
 def test_there_and_back(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, dtype: str) -> None:
     there, back = str(tmp_path / "there"), str(tmp_path / "back")
     assert main(["export", str(finished), there, "--format", name, "--dtype", dtype]) == 0
-    assert f"as {name} in {dtype}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"as {name} in {dtype}, 0." in out and f"MB; use it: {USES[name].format(there)}\n" in out
     assert main(["import", there, back]) == 0
     assert "a GPT-2 of 21,504 parameters with the tokenizer bytes" in capsys.readouterr().out
-    assert same_weights(finished, tmp_path / "back")
+    for found, exact in zip(weights(tmp_path / "back"), weights(finished), strict=True):
+        assert torch.equal(found.float(), exact.to(TORCH[dtype]).float())
     assert main(["sample", back, "--max-new-tokens", "5"]) == 0
     text = str(finished.parent / "text.txt")
     flags = ["--init", back, "--data", text, "--context", "16", "--steps", "2", "--warmup-steps", "0"]
     assert main(["train", *flags, "--out", str(tmp_path / "tuned")]) == 0
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("gguf", "fp16"), ("gguf", "q8_0"), ("onnx", "fp32"), ("llmc", "bf16")])
+@pytest.mark.parametrize(("name", "dtype"), [("gguf", "fp16"), ("gguf", "q8_0"), ("onnx", "fp32")])
 def test_the_other_formats(finished: Path, tmp_path: Path, name: str, dtype: str) -> None:
-    pytest.importorskip("gguf" if name == "gguf" else "onnx" if name == "onnx" else "torch")
+    pytest.importorskip(name)
     assert main(["export", str(finished), str(tmp_path / "out"), "--format", name, "--dtype", dtype]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf", "onnx", "llmc"])
+def test_a_full_disk(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if name in ("gguf", "onnx"):
+        pytest.importorskip(name)
+    monkeypatch.setattr("gpt2c.files.os.fsync", full)
+    assert main(["export", str(finished), str(tmp_path / "out"), "--format", name]) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -54,6 +76,7 @@ def test_the_other_formats(finished: Path, tmp_path: Path, name: str, dtype: str
         (["export", "./nowhere", "out"], "nowhere does not exist"),
         (["export", "{run}", "text.txt/out"], "cannot write text.txt/out: "),
         (["export", "{run}", "text.txt/out", "--format", "llmc"], "cannot write text.txt/out: Not a directory"),
+        (["export", "{run}", "out", "--format", "onnx", "--dtype", "bf16"], "expected one of fp32 for onnx"),
         (["import", "text.txt", "out"], "text.txt is not a checkpoint of llm.c"),
     ],
 )

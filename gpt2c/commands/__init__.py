@@ -7,6 +7,7 @@ from gpt2c.commands.import_ import Import
 from gpt2c.commands.info import Info
 from gpt2c.commands.plan import Plan
 from gpt2c.commands.prepare import Prepare
+from gpt2c.commands.report import Report
 from gpt2c.commands.sample import Sample
 from gpt2c.commands.tokenizer import Tokenizer
 from gpt2c.commands.train import Train
@@ -22,5 +23,6 @@ COMMANDS = {
     "export": Export,
     "import": Import,
     "info": Info,
+    "report": Report,
     "bench": Bench,
 }

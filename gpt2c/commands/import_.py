@@ -39,6 +39,6 @@ class Import:
         name = shlex.quote(str(self.out))
         print(
             f"{self.out}: a GPT-2 of {model.num_parameters():,} parameters with the tokenizer {tokenizer.name}; "
-            f"use it: gpt2c sample {name}, or gpt2c train --init {name} --data my.txt"
+            f"use it: gpt2c sample {name}, or gpt2c train --init {name} --context {model.config.n_positions} --data ..."
         )
         return 0

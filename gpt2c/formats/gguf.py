@@ -75,8 +75,8 @@ def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
     writer.add_token_list([*map(spell, tokens), END_OF_TEXT])
     writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL])
     pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokens)]
-    # llama.cpp refuses a file without merges, as the byte tokenizer's would be. This one never happens: nothing in a text
-    # becomes its sides, which are longer than a byte.
+    # llama.cpp refuses a file without merges, as the byte tokenizer's would be. This one never happens: no text is cut
+    # into its sides, which are longer than a byte.
     writer.add_token_merges(pairs or [f"{END_OF_TEXT} {END_OF_TEXT}"])
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)

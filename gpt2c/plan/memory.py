@@ -1,7 +1,7 @@
 """The memory that training takes at its peak, part by part, from the sizes alone.
 
 Of a parameter: 4 bytes of weight, 4 of gradient, 8 of moments; on a GPU in 16 bits a copy of 2. Of a token and layer
-the block keeps 10 C numbers for its backward (gpt2c/ops/block.py), or C with recompute. The head keeps a chunk of logits.
+the block keeps 10 C numbers for its backward (gpt2c/ops/block.py), or C with recompute; the head a chunk of logits.
 What was fitted to measurements is a constant with a name; `python/plan_check.py` shows plan beside measurement.
 """
 

@@ -1,0 +1,1 @@
+"""The report of runs: one HTML file, self-contained, for a browser without a network."""
