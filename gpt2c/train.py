@@ -76,8 +76,8 @@ def opened(config: TrainConfig, resume: bool, group: Processes) -> Iterator[Trai
     """The run, whose files are closed however it ends."""
     t = open_training(config, resume, group)
     with contextlib.ExitStack() as stack:
-        if group.is_first:
-            t.sinks = stack.enter_context(open_sinks(t.config, t.run.folder, t.step if resume else None))
+        sinks = open_sinks(t.config, t.run.folder, t.step if resume else None)
+        t.sinks = group.first_does(lambda: stack.enter_context(sinks)) or []
         if resume:
             t.log(event="resume", reason=f"from {t.checkpoint.name if t.checkpoint else 'the start'}, {where(t)}")
         yield t

@@ -18,6 +18,7 @@ from gpt2c.config import GPT2Config
 from gpt2c.data import Dataset, load_dataset
 from gpt2c.distributed import Processes
 from gpt2c.errors import UserError
+from gpt2c.evaluation.hellaswag import read_items
 from gpt2c.flops import flops_per_token, peak_flops
 from gpt2c.load import load_model, tokenizer_of
 from gpt2c.logs import Sink
@@ -77,6 +78,8 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     config, tokenizer, sizes = processes.together(lambda: sizes_of(config, last))
     precision = processes.together(lambda: find_precision(config.precision, processes.device))
     dataset = processes.together(lambda: _open_data(config, tokenizer, processes))
+    if config.hellaswag:
+        processes.first_does(lambda: read_items(config.hellaswag, config.hellaswag_items))  # not only at step 250
     fingerprint, facts = dataset.fingerprint(), facts_of(sizes, config, precision, processes)
     run = Run(config.out)
     if last:

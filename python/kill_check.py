@@ -21,14 +21,14 @@ from pathlib import Path
 from gpt2c import checkpoint
 from gpt2c.errors import UserError
 
-SETTINGS = "--n-layer 2 --n-head 2 --n-embd 64 --context 32 --batch-size 4 --dropout 0.1 --warmup-steps 2 --lr 1e-3"
+SETTINGS = "--n-layer 4 --n-head 4 --n-embd 192 --context 32 --batch-size 4 --dropout 0.1 --warmup-steps 2 --lr 1e-3"
 OFTEN = "--checkpoint-every 1 --eval-every 50 --eval-tokens 512 --sample-every 0 --sample-tokens 4 --keep 3"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how often the run is killed")
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the run, more than the kills leave time for")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the run, more than the kills leave time for")
     args = parser.parse_args()
     started, problems, looked, in_writing, kills = time.monotonic(), [], 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The memory that `gpt2c plan` says beside what training then takes at its peak, for thirteen configurations.
+"""The memory that `gpt2c plan` says beside what training then takes at its peak, for fourteen configurations.
 
     python python/plan_check.py [--only 124M]
 

@@ -15,6 +15,7 @@ import torch
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.data import load_dataset
+from gpt2c.errors import UserError
 from gpt2c.evaluate import validation_loss
 from gpt2c.evaluation import known
 from gpt2c.evaluation.hellaswag import evaluate_hellaswag
@@ -72,6 +73,12 @@ def test_a_run_evaluates_hellaswag(finished: Path) -> None:
     assert rows[1] == {
         "step": 8, "hellaswag_acc": scores.acc, "hellaswag_acc_norm": scores.acc_norm, "hellaswag_items": 20,
     }  # fmt: skip
+
+
+def test_a_run_without_its_items_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the HellaSwag items no.jsonl"):
+        train(tiny.config(tmp_path, hellaswag="no.jsonl"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

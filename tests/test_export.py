@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,12 @@ import torch
 
 from gpt2c.cli import main
 from gpt2c.commands.export import TORCH
+from gpt2c.config import GPT2Config
+from gpt2c.formats import llmc
 from gpt2c.load import load_model
+from gpt2c.model import GPT2
+from gpt2c.tokenizer import save_tokenizer
+from gpt2c.tokenizer.learn import learn
 from gpt2c.train import train
 
 USES = {"hf": "transformers.AutoModelForCausalLM.from_pretrained('{}')", "llmc": "./train_gpt2cu -e {}"}
@@ -49,6 +55,27 @@ def test_the_other_formats(finished: Path, tmp_path: Path, name: str, dtype: str
     pytest.importorskip(name)
     assert main(["export", str(finished), str(tmp_path / "out"), "--format", name, "--dtype", dtype]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").stat().st_size > 20_000
+
+
+def test_llmc_files_have_no_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of one's own, it is taken from beside the file, or asked for."""
+    tokenizer = learn(["the cat and the dog sat there and ate " * 9], 270, "own")
+    model = GPT2(GPT2Config(tokenizer.vocab_size, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    llmc.export(model, tokenizer, tmp_path / "m.bin")
+    assert main(["import", str(tmp_path / "m.bin"), str(tmp_path / "out")]) == 2
+    assert f"has a vocabulary of {tokenizer.vocab_size}, expected that of a known" in capsys.readouterr().err
+    save_tokenizer(tokenizer, tmp_path)
+    assert main(["import", str(tmp_path / "m.bin"), str(tmp_path / "out")]) == 0
+    assert load_model(str(tmp_path / "out"))[1].encode("the cat").tolist() == tokenizer.encode("the cat").tolist()
+
+
+def test_a_model_that_is_no_gpt2_is_not_imported(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["export", str(finished), str(tmp_path / "theirs")]) == 0
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "n_layer": 2}))
+    assert main(["import", str(tmp_path / "theirs"), str(tmp_path / "out")]) == 2
+    assert "lacks the tensor h.1.ln_1.weight" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["hf", "gguf", "onnx", "llmc"])

@@ -59,7 +59,9 @@ def test_transformers_computes_the_same_with_what_llmc_would_read(model: GPT2, f
         at += size
         return torch.from_numpy(rest[at - size : at].reshape(shape).copy())
 
-    state = {"wte.weight": take(Vp, C)[:V], "wpe.weight": take(positions, C)}
+    embedding = take(Vp, C)
+    assert not embedding[V:].any()
+    state = {"wte.weight": embedding[:V], "wpe.weight": take(positions, C)}
     shapes = {
         "ln_1.weight": (C,), "ln_1.bias": (C,), "attn.c_attn.weight": (3 * C, C), "attn.c_attn.bias": (3 * C,),
         "attn.c_proj.weight": (C, C), "attn.c_proj.bias": (C,), "ln_2.weight": (C,), "ln_2.bias": (C,),

@@ -38,7 +38,8 @@ def test_onnxruntime_computes_our_logits(tmp_path: Path, shape: tuple[int, int])
         exact = model(idx)[0]
     assert logits.shape == (*shape, 257) and float(exact.abs().max()) > 1
     torch.testing.assert_close(torch.from_numpy(logits), exact, rtol=TOLERANCE, atol=TOLERANCE)
-    assert session.get_modelmeta().custom_metadata_map == {"context": "48", "end_of_text": "256"}
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts == {"context": "48", "vocab_size": "257", "end_of_text": "256"}
 
 
 def test_a_model_that_no_file_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,23 @@ def test_the_gradient_is_clipped_in_the_step(tmp_path: Path, monkeypatch: pytest
     assert min(scales) < 1
 
 
+def test_a_compiled_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by torch.compile, without the minutes that its code generation takes."""
+    honest, compiled = torch.compile, []
+
+    def traced(model: torch.nn.Module, **settings: object) -> object:
+        compiled.append(settings)
+        return honest(model, backend="aot_eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    states = []
+    for name in ("plain", "compiled"):
+        (tmp_path / name).mkdir()
+        config = tiny.config(tmp_path / name, compile=name == "compiled", accumulation=2, steps=4)
+        states.append(tiny.state(train(config).checkpoint))
+    assert states[0] == states[1] and len(compiled) == 1
+
+
 def test_it_learns(tmp_path: Path) -> None:
     train(tiny.config(tmp_path, steps=150, batch_size=8, lr=1e-2, eval_every=150, checkpoint_every=150))
     rows = tiny.metrics(tmp_path / "run")
