@@ -44,6 +44,14 @@ class Processes:
         dist.all_reduce(shared)
         return (shared / self.world).tolist()
 
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values, in all."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor([value], device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return int(shared)
+
     def first_does(self, work: Callable[[], T]) -> T | None:
         """The first process's result of `work`, which the others do not do and get None for. A UserError of its is
         raised in all of them, so that none is left waiting."""

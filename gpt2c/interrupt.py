@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# A terminal's Ctrl-C comes twice to what torchrun has started: from the terminal, and from torchrun.
+ECHO = 0.5  # seconds
+
 
 class StopSignal:
-    """`received`: the first SIGINT or SIGTERM that came, or None. A second one raises KeyboardInterrupt at once."""
+    """`received`: the first SIGINT or SIGTERM that came, or None. A later one raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler for both signals."""
-        if self.received is not None:
+        if self.received is not None and time.monotonic() - self._at > ECHO:
             raise KeyboardInterrupt
-        self.received = number
+        if self.received is not None:
+            return
+        self.received, self._at = number, time.monotonic()
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
 

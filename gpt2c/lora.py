@@ -37,18 +37,20 @@ REQUIRED = {
 
 
 class Sum(torch.autograd.Function):
-    """W + scale A B, of which W is frozen."""
+    """W + scale A B, of which W is frozen; fp32, also under autocast, which the model's own cast follows."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.scale = scale
-        return torch.addmm(weight, a, b, alpha=scale)
+        with torch.autocast(a.device.type, enabled=False):
+            return torch.addmm(weight, a, b, alpha=scale)
 
     @staticmethod
     def backward(ctx, d: Tensor) -> tuple[None, Tensor, Tensor, None]:
         a, b = ctx.saved_tensors
-        return None, ctx.scale * (d @ b.t()), ctx.scale * (a.t() @ d), None
+        with torch.autocast(a.device.type, enabled=False):
+            return None, ctx.scale * (d @ b.t()), ctx.scale * (a.t() @ d), None
 
 
 class LoraLinear(Linear):

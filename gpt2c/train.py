@@ -170,10 +170,7 @@ def after_step(t: Training, progress: Progress, signal: int | None) -> None:
 
 def agreed(t: Training, stop: StopSignal) -> int | None:
     """The signal that any of the processes has got, in all of them after the same step."""
-    if t.processes.world == 1:
-        return stop.received
-    numbers = t.processes.mean([float(stop.received or 0), float(stop.received is not None)])
-    return round(numbers[0] / numbers[1]) if numbers[1] else None
+    return t.processes.largest(stop.received or 0) or None
 
 
 def is_due(step: int, every: int, config: TrainConfig) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from gpt2c import checkpoint, progress, settings
+from gpt2c import checkpoint, interrupt, progress, settings
 from gpt2c import train as loop
 from gpt2c.errors import UserError
 from gpt2c.settings import TrainConfig
@@ -51,6 +51,18 @@ def test_stopping_and_resuming_is_as_if_never_stopped(tmp_path: Path, monkeypatc
     assert tiny.metrics(tmp_path / "parts" / "run") == tiny.metrics(tmp_path / "whole" / "run")
     assert part.run.samples.read_bytes() == whole.run.samples.read_bytes()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_stops_at_once_but_its_echo_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun hands on the Ctrl-C that its processes have from the terminal already."""
+    clock = iter((10.0, 10.1, 11.0))
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: next(clock))
+    stop = interrupt.StopSignal()
+    stop.handle(signal.SIGINT, None)
+    stop.handle(signal.SIGTERM, None)
+    assert stop.received == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
