@@ -8,7 +8,7 @@ TEXT ?= embedded
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.html' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.html' -o -name '*.js' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 # Where nvcc is but no GPU, CUDA kernels cannot run: one architecture shows that they build and load.
 CUDA := $(if $(shell nvidia-smi --list-gpus 2> /dev/null),,--config-settings cmake.define.GPT2C_CUDA_ARCHITECTURES=80)
 

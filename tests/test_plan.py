@@ -10,15 +10,16 @@ import pytest
 import tiny
 import torch
 
+from gpt2c import cli
 from gpt2c.cli import main
-from gpt2c.commands.plan import SHARE, largest_batch
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
 from gpt2c.flops import GPUS, flops_per_token
 from gpt2c.lora import add_lora, freeze
 from gpt2c.model import GPT2
-from gpt2c.plan.memory import CUDA_CONTEXT, disk, learned, plan_memory
-from gpt2c.plan.trial import empty_process, try_out
+from gpt2c.plan.memory import CUDA_CONTEXT, SCATTERED, SHARE, Place, disk, largest_batch, learned, plan_memory
+from gpt2c.plan.speed import _alone, hours
+from gpt2c.plan.trial import LEAST, SECONDS, SHARE_OF_PEAK, empty_process, size_of_trial, try_out
 from gpt2c.settings import TrainConfig, load_recipe
 from gpt2c.tokenizer import get_tokenizer
 from gpt2c.train import train
@@ -27,16 +28,23 @@ RUN = load_recipe("gpt2-124m-fineweb")
 SIZES = RUN.model_config(50257)
 
 
+@pytest.fixture(scope="module")
+def empty() -> float:
+    """The bytes of a process that trains next to nothing on bytes."""
+    return empty_process(TrainConfig())
+
+
 def planned(config: TrainConfig, device: str = "cuda", precision: str = "bf16", world: int = 1) -> dict[str, float]:
     sizes = config.model_config(get_tokenizer(config.tokenizer).vocab_size)
-    memory = plan_memory(config, sizes, device, precision, CUDA_CONTEXT, world)
+    memory = plan_memory(config, sizes, Place(device, precision, CUDA_CONTEXT, world))
     return memory.rows() | {"total": memory.total}
 
 
 def test_parts_are_what_the_sizes_say() -> None:
     parts = planned(dataclasses.replace(RUN, batch_size=4, accumulation=2), "cpu", "fp32")
     rows = 124_439_808 + 47 * 768  # with the vocabulary's padding
-    assert parts["weights"] == parts["gradients"] == 4 * rows and parts["moments"] == 8 * rows
+    assert parts["weights"] == 4 * rows and parts["moments"] == 8 * rows
+    assert parts["gradients"] == pytest.approx(4 * rows + SCATTERED * 4 * rows)
     assert parts["logits"] == 256 * 50304 * 4
     assert parts["activations"] >= 4096 * 12 * 10 * 768 * 4
     assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"])
@@ -80,10 +88,46 @@ def test_the_largest_batch_is_the_last_that_fits() -> None:
     def total(batch: int) -> float:
         return planned(dataclasses.replace(RUN, batch_size=batch))["total"]
 
-    found = [largest_batch(RUN, SIZES, "cuda", "bf16", CUDA_CONTEXT, 1, room) for room in (1e9, 8e9, 24e9, 80e9)]
+    place = Place("cuda", "bf16", CUDA_CONTEXT)
+    found = [largest_batch(RUN, SIZES, place, room) for room in (1e9, 8e9, 24e9, 80e9)]
     assert found[0] == 0 and found == sorted(found) and found[1] < found[2] < found[3]
     for room, batch in zip((8e9, 24e9, 80e9), found[1:], strict=True):
         assert total(batch) <= SHARE * room < total(batch + 1)
+
+
+def test_gradients_meet_the_activations_where_they_stay() -> None:
+    """On one GPU a single micro-step frees them before it; more micro-steps and several processes keep them."""
+    whole = planned(dataclasses.replace(RUN, accumulation=2))["gradients"]
+    assert whole == planned(RUN, world=8)["gradients"] == 4 * (124_439_808 + 47 * 768)
+    alone = planned(dataclasses.replace(RUN, accumulation=1))
+    assert alone["gradients"] == 0 and alone["activations"] > whole
+    tiny_step = planned(dataclasses.replace(RUN, accumulation=1, batch_size=1))
+    assert tiny_step["gradients"] + tiny_step["activations"] == pytest.approx(whole)
+
+
+def test_data_are_the_text_and_the_batches_of_four_steps() -> None:
+    config = TrainConfig(batch_size=4, context=32, accumulation=2)
+    memory = plan_memory(config, config.model_config(257), Place("cpu", "fp32", 0.0, ids=1000))
+    assert memory.data == 2 * 1000 + 4 * 16 * 4 * 32 * 2
+
+
+def test_a_trial_is_short_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2c.plan.trial.peak_flops", lambda device, precision: 100e9)
+    cpu = torch.device("cpu")
+    affordable = SECONDS * SHARE_OF_PEAK * 100e9
+    assert size_of_trial(RUN, affordable / 1e6, cpu, 10, 1024) == (64, 10)
+    assert size_of_trial(RUN, affordable / 1e6, cpu, 10, 3) == (3, 10)
+    assert size_of_trial(RUN, affordable / 40, cpu, 10, 1024) == (4, 10)
+    assert size_of_trial(RUN, affordable / 5, cpu, 10, 1024) == (1, 5)
+    assert size_of_trial(RUN, affordable, cpu, 10, 1024) == (1, LEAST)
+    assert size_of_trial(RUN, affordable, cpu, 2, 1024) == (1, 2)
+    assert size_of_trial(RUN, affordable, torch.device("cuda"), 10, 48) == (48, 10)
+
+
+def test_hours_count_steps_and_evaluations() -> None:
+    config = TrainConfig(batch_size=2, context=50, accumulation=3, steps=10, eval_every=4, eval_tokens=600)
+    assert hours(config, 10.0, None) == pytest.approx((3000 + 3 * 600 / 3) / 10 / 3600)
+    assert hours(config, 10.0, 300) == pytest.approx((3000 + 3 * 300 / 3) / 10 / 3600)
 
 
 def test_operations_of_a_token() -> None:
@@ -98,10 +142,10 @@ def test_disk_is_what_a_run_leaves(tmp_path: Path) -> None:
     assert disk(config, config.model_config(257)) == pytest.approx(4 * size, rel=0.1)
 
 
-def test_a_real_runs_peak_is_within_a_tenth(tmp_path: Path) -> None:
+def test_a_real_runs_peak_is_within_a_tenth(empty: float) -> None:
     """In a process of its own, as `gpt2c plan` and python/plan_check.py measure it."""
-    config = TrainConfig(n_layer=4, n_head=4, n_embd=256, context=256, batch_size=8, out=tmp_path / "run")
-    memory = plan_memory(config, config.model_config(257), "cpu", "fp32", empty_process(config))
+    config = TrainConfig(n_layer=4, n_head=4, n_embd=256, context=256, batch_size=8, eval_tokens=2048)
+    memory = plan_memory(config, config.model_config(257), Place("cpu", "fp32", empty))
     trial = try_out(config, 2)
     assert memory.activations > 0.15 * memory.total and memory.total == pytest.approx(trial.peak, rel=0.1)
     assert trial.seconds > 0
@@ -112,22 +156,50 @@ def test_the_command_plans_for_a_gpu(capsys: pytest.CaptureFixture, tmp_path: Pa
     assert main(["plan", "rtx3070-8gb", "--gpu", "RTX 3070", "--json", str(path)]) == 0
     out, found = capsys.readouterr().out, json.loads(path.read_text())
     run = load_recipe("rtx3070-8gb")
-    hours = found["tokens"] * flops_per_token(SIZES, 1024) / (0.35 * GPUS["RTX 3070"].flops_16) / 3600
-    assert found["hours"] == pytest.approx(hours) and 100 < hours < 200, "about a week"
+    evaluated = 40 * 2**20 / 3  # a forward of 2**20 tokens at every 500th of 19,560 steps, and at the last
+    rate = 0.35 * GPUS["RTX 3070"].flops_16 / flops_per_token(SIZES, 1024)
+    assert found["hours"] == pytest.approx((19_560 * 524_288 + evaluated) / rate / 3600)
+    assert 100 < found["hours"] < 200, "about a week"
+    assert found["checkpoint"] == pytest.approx(12 * 124_439_808, rel=1e-3) and found["disk"] == 4 * found["checkpoint"]
     assert found["memory"]["peak"] == pytest.approx(planned(run)["total"]) and found["memory"]["peak"] < 8e9
     assert found["largest_batch"] >= run.batch_size
     for words in ("bf16 on RTX 3070", "16 windows of 1024 tokens in a micro-step: fits", "10,255,073,280", "days"):
         assert words in out
 
 
-def test_the_command_measures_this_machine(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_every_setting_is_a_flag(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("dropout = 0.1\nlora_rank = 4\nsteps = 3\ncontext = 64\n")
+    config, sizes = cli.parse(["plan", str(recipe)])._settings()
+    assert config == load_recipe(str(recipe)) and (sizes.dropout, sizes.n_positions) == (0.1, 64)
+    zeros = ["--dropout", "0", "--lora-rank", "0", "--context", "128", "--recompute", "--precision", "bf16"]
+    config, sizes = cli.parse(["plan", str(recipe), *zeros])._settings()
+    assert (config.dropout, config.lora_rank, config.context, config.steps) == (0.0, 0, 128, 3)
+    assert config.recompute and config.precision == "bf16" and sizes.n_positions == 128
+
+
+def test_what_does_not_fit_is_not_measured(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2c.commands.plan.available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("gpt2c.commands.plan.empty_process", lambda config: 400_000.0)
+    assert main(["plan", "demo"]) == 0
+    out = capsys.readouterr().out
+    assert "does not fit; not one window would" in out and "not measured" in out and "hours" not in out
+
+
+def test_the_command_measures_this_machine(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty: float
+) -> None:
+    monkeypatch.setattr("gpt2c.commands.plan.empty_process", lambda config: empty)  # four seconds
     config = tiny.config(tmp_path)
     recipe = tmp_path / "mine.toml"
     recipe.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in config.to_dict().items()))
     assert main(["plan", str(recipe), "--trial-steps", "2", "--json", str(tmp_path / "plan.json")]) == 0
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert found["hours"] == pytest.approx(found["tokens"] / found["tokens_per_second"] / 3600)
-    assert "times the data" in capsys.readouterr().out
+    seconds = (found["tokens"] + 2 * 64 / 3) / found["tokens_per_second"]
+    assert found["hours"] == pytest.approx(seconds / 3600)
+    out = capsys.readouterr().out
+    assert "times the data" in out and "minutes" in out and "2 steps of 2 x 16 tokens measured here" in out
+    assert found["memory"]["data"] > 2 * 20_000, "the text's ids"
     assert not (tmp_path / "run").exists()
 
 
@@ -138,6 +210,13 @@ def test_the_sizes_of_a_model_to_start_from(capsys: pytest.CaptureFixture, tmp_p
     assert f"a GPT-2 of {parameters:,} parameters, fp16 on T4" in capsys.readouterr().out
 
 
+def test_a_model_to_start_from_is_not_fetched(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "finetune-shakespeare", "--gpu", "L4"]) == 0
+    assert "a GPT-2 of 124,439,808 parameters, bf16 on L4" in capsys.readouterr().out
+    alone = _alone(load_recipe("finetune-shakespeare"), SIZES)
+    assert (alone.init, alone.n_layer, alone.n_head, alone.n_embd, alone.data) == ("", 12, 12, 768, "embedded")
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -146,6 +225,7 @@ def test_the_sizes_of_a_model_to_start_from(capsys: pytest.CaptureFixture, tmp_p
         (["gpt2-124m-fineweb", "--processes", "3"], "--processes is 3, expected a divisor of the accumulation, 8"),
         (["gpt2-124m-fineweb", "--mfu", "2"], "--mfu is 2.0, expected above 0 and at most 1"),
         (["demo", "--init", "./nowhere"], "nowhere does not exist"),
+        (["demo", "--trial-steps", "-1"], "--trial-steps is -1, expected at least 0"),
         (["demo", "--steps", "-1"], "--steps is -1, expected at least 1"),
     ],
 )

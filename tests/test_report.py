@@ -19,8 +19,9 @@ from gpt2c.cli import main
 from gpt2c.commands.report import names
 from gpt2c.errors import UserError
 from gpt2c.evaluation import known
-from gpt2c.report.figures import MOST_POINTS, figures, smoothed, thinned
+from gpt2c.report.figures import figures
 from gpt2c.report.read import read_run
+from gpt2c.report.thin import MOST_PIECES, pieces, recent
 from gpt2c.settings import TrainConfig
 from gpt2c.train import train
 
@@ -69,68 +70,136 @@ def test_everything_is_in_the_page_and_nothing_comes_from_elsewhere(make: Callab
     shown = html[: html.index("<script>")]
     for words in ("first", "second", "1,234", "A &lt;b&gt;machine&lt;/b&gt;", "rollback", "step 40", "crc32", "MFU"):
         assert words in shown, words
-    assert re.search(r'class="differs"><td>lr</td>\s*<td>0.001</td><td>0.5</td>', shown)
-    assert not re.search(r'class="differs"><td>steps</td>', shown)
+    differing = re.findall(r'<tr class="differs"><td>(\w+)</td>\s*<td>(.*?)</td><td>(.*?)</td>', shown)
+    assert [name for name, *_ in differing] == ["out", "lr"] and differing[1][1:] == ("0.001", "0.5")
     assert "<script>alert" not in html and "&lt;script&gt;alert(2)&lt;/script&gt;" in shown
     assert not re.findall(r'<(?:link|script|img|iframe)[^>]*(?:src|href)="(?!data:)', html)
+    assert "@import" not in shown and "url(" not in shown
 
 
-def test_known_curves_stand_beside_gpt2s_tokens_only(make: Callable) -> None:
-    for tokenizer, shown in (("gpt2", True), ("bytes", False)):
-        run = read_run(make(tokenizer, tokenizer=tokenizer, batch_size=8, context=1024), tokenizer)
-        loss = figures([run])[0]
-        kinds = {trace["kind"] for trace in loss["traces"]}
-        assert ({"known", "level"} <= kinds) is shown
-        if shown:
-            (curve,) = (trace for trace in loss["traces"] if trace["kind"] == "known")
-            assert curve["y"] == [value.loss for value in known.LOSSES if value.step]
-            assert [x * 8192 for x in curve["x"]] == pytest.approx([v.tokens for v in known.LOSSES if v.step])
-            assert "classic FineWeb" in curve["name"]
+def traces(run: Path, figure: str, kind: str) -> list[dict[str, Any]]:
+    (found,) = (drawn for drawn in figures([read_run(run, run.name)]) if drawn["id"] == figure)
+    return [trace for trace in found["traces"] if trace["kind"] == kind]
+
+
+def test_known_curves_stand_beside_gpt2s_tokens_only(make: Callable, tmp_path: Path) -> None:
+    run = make("gpt2", tokenizer="gpt2", batch_size=8, context=1024)
+    (curve,) = traces(run, "loss", "known")
+    assert curve["y"] == [value.loss for value in known.LOSSES if value.step]
+    assert [x * 8192 for x in curve["x"]] == pytest.approx([v.tokens for v in known.LOSSES if v.step])
+    assert "classic FineWeb" in curve["name"]
+    assert {level["y"] for level in traces(run, "loss", "level")} == {3.4250, 3.2924}
+    assert "known validation losses" in write(tmp_path, run)
+    other = make("bytes", tokenizer="bytes")
+    assert not traces(other, "loss", "known") and not traces(other, "loss", "level")
+    assert "known validation losses" not in write(tmp_path, other)
+    assert len(traces(other, "hellaswag", "level")) == len(known.HELLASWAG) + 1
+
+
+def test_mfu_is_the_share_of_the_peak(make: Callable) -> None:
+    (curve,) = traces(make("run"), "mfu", "line")
+    assert curve["y"][:2] == pytest.approx([101 * 2e3 / 1e6, 102 * 2e3 / 1e6])
+
+
+def add(run: Path, *rows: dict[str, Any]) -> None:
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def test_events_lie_on_the_loss(make: Callable) -> None:
-    traces = figures([read_run(make("run"), "run")])[0]["traces"]
-    (events,) = (trace for trace in traces if trace["kind"] == "events")
-    assert events["x"] == [20] and events["y"] == [pytest.approx(9 / 20 + 2)]
-    assert events["text"][0].startswith("rollback: the loss is nan")
+    """Also where the step has no loss, or one that is not finite, and before the first."""
+    run = make("run")
+    add(run, {"step": 41, "loss": float("nan")}, {"step": 41, "event": "skip", "reason": "the loss is nan"})
+    add(run, {"step": 0, "event": "resume", "reason": "from the start"})
+    for figure, first, at_20, last in (("loss", 11, 9 / 20 + 2, 9 / 40 + 2), ("norm", 1, 1, 1)):
+        (events,) = traces(run, figure, "events")
+        assert events["x"] == [20, 41, 0] and events["y"] == pytest.approx([at_20, last, first])
+        assert events["event"] == ["rollback", "skip", "resume"]
+        assert events["text"][0].startswith("rollback: the loss is nan")
+
+
+def test_steps_that_a_rollback_took_back(make: Callable) -> None:
+    """The line has what came of them in the end, the range both."""
+    run = make("run")
+    add(run, *({"step": step, "loss": 7.0} for step in (30, 31)))
+    (line,), (span,) = traces(run, "loss", "line"), traces(run, "loss", "range")
+    assert line["x"] == list(range(1, 41)) and line["y"][28:32] == pytest.approx(
+        [9 / 29 + 2, 7, 7, 9 / 32 + 2], rel=1e-5
+    )
+    assert span["greatest"][29] == 7 and span["least"][29] == pytest.approx(9 / 30 + 2)
 
 
 def test_long_curves_keep_their_extremes() -> None:
-    pairs = [(i, 1.0) for i in range(20_000)]
+    pairs = [(i, float(i % 2)) for i in range(20_000)]
     pairs[7777], pairs[12345] = (7777, 50.0), (12345, -50.0)
-    kept = thinned(pairs)
-    assert len(kept) <= MOST_POINTS + 2 and {(7777, 50.0), (12345, -50.0)} <= set(kept)
-    assert kept == sorted(kept) and thinned(pairs[:100]) == pairs[:100]
+    curve = pieces(pairs)
+    assert len(curve.x) <= MOST_PIECES and max(curve.greatest) == 50 and min(curve.least) == -50
+    assert abs(curve.x[curve.greatest.index(50)] - 7777) <= 20_000 / MOST_PIECES
+    assert curve.x == sorted(curve.x) and curve.mean[0] == pytest.approx(0.5, abs=0.1)
+    few = pieces([(3, 1.0), (4, float("inf")), (5, 2.0)])
+    assert few.x == [3, 5] and few.mean == few.least == few.greatest == [1, 2]
+    assert pieces([]).x == []
 
 
-def test_the_smoothed_curve() -> None:
-    assert smoothed([(1, 2.0), (2, float("nan")), (3, 2.0)]) == [(1, 2.0), (2, 2.0), (3, 2.0)]
-    many = smoothed([(i, float(i % 2)) for i in range(1000)])
-    assert many[-1][1] == pytest.approx(0.5, abs=0.05) and smoothed([]) == []
+def test_the_latest_loss() -> None:
+    assert recent([(i, float(i)) for i in range(100)]) == 98.5
+    assert recent([(1, 2.0), (2, float("nan"))]) == 2 and recent([(1, float("nan"))]) is None
 
 
-def test_a_run_that_is_still_going(make: Callable) -> None:
+def test_long_runs_stay_small(make: Callable, tmp_path: Path) -> None:
+    from plotly.offline import get_plotlyjs
+
+    html = write(tmp_path, make("first", steps=4000), make("second", steps=4000))
+    assert len(html) - len(get_plotlyjs()) < 600_000
+    assert f"Curves of more than {MOST_PIECES} points" in html
+
+
+def test_a_run_that_is_still_going(make: Callable, tmp_path: Path) -> None:
     folder = make("run")
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 41, "lo')
     assert read_run(folder, "run").last_step == 40
     for name in ("metrics.jsonl", "samples.txt"):
         (folder / name).unlink()
-    assert read_run(folder, "run").last_step == 0
+    assert read_run(folder, "run").last_step == 0 and "0 of 40" in write(tmp_path, folder)
 
 
-def test_damaged_and_missing_files(make: Callable, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", '{"step": "3"}', '{"step": 3, "loss": null}', '{"step": 3, "lr": "x"}']
+)
+def test_damaged_metrics(make: Callable, line: str) -> None:
     folder = make("run")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    (folder / "metrics.jsonl").write_text("\n".join([*lines[:3], "{", *lines[3:]]))
-    with pytest.raises(UserError, match="metrics.jsonl, line 4 is damaged: expected a JSON object with a step"):
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[:3], line, *lines[3:]]))
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl, line 4 is damaged: expected a JSON object with numbers of a step"
+    ):
         read_run(folder, "run")
-    (folder / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="run.json is damaged"):
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["{", "[]", "{}", {"settings": {}}, {"machine": [1]}, {"parameters": "many"}, {"settings": {"steps": None}}],
+)
+def test_a_damaged_record(make: Callable, damage: Any) -> None:
+    folder = make("run")
+    record = json.loads((folder / "run.json").read_text())
+    if isinstance(damage, dict) and damage.get("settings"):
+        damage = {"settings": record["settings"] | damage["settings"]}
+    (folder / "run.json").write_text(damage if isinstance(damage, str) else json.dumps(record | damage))
+    with pytest.raises(UserError, match="run.json is damaged: expected the settings of a gpt2c run"):
         read_run(folder, "run")
-    for args in (["report", str(tmp_path / "no")], ["report"]):
+
+
+def test_missing_files(tmp_path: Path, make: Callable, capsys: pytest.CaptureFixture) -> None:
+    for args in (
+        ["report", str(tmp_path / "no")],
+        ["report"],
+        ["report", str(make("run")), f"--out={tmp_path / 'no/x'}"],
+    ):
         assert main(args) == 2
         assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "no").exists()
 
 
 def test_names_tell_runs_apart() -> None:
@@ -152,6 +221,29 @@ def browser(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+PRESSED = """<script>{
+const told = {}, loss = document.getElementById("loss"), press = id => document.getElementById(id).click();
+const tell = name => {
+  const { xaxis, yaxis } = loss._fullLayout, curves = loss._fullData.filter(t => t.visible).length;
+  told[name] = [xaxis.range[1], yaxis.type, yaxis.range[1], curves, document.documentElement.dataset.theme];
+};
+tell("first");
+for (const id of ["by-tokens", "log", "start", "dark"]) press(id);
+const input = document.getElementById("smoothing");
+input.value = 10;
+input.dispatchEvent(new Event("input"));
+document.querySelector("#loss-legend button").click();
+tell("then");
+const line = loss._fullData.find(t => t.visible && t.mode === "lines" && t.fill === "none");
+told.smooth = [line.y[0], line.y[20]];
+const plane = loss.querySelector(".nsewdrag"), box = plane.getBoundingClientRect();
+const at = { bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + 50 };
+for (const kind of ["mouseover", "mousemove"]) plane.dispatchEvent(new MouseEvent(kind, at));
+const output = Object.assign(document.createElement("output"), { id: "told", textContent: JSON.stringify(told) });
+document.body.append(output);
+}</script></body>"""
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed (Debian: apt install chromium)")
 def test_a_browser_draws_it(make: Callable, tmp_path: Path) -> None:
     """In headless Chromium: a real run and one made by hand, without an error, and a picture that shows them."""
@@ -167,9 +259,30 @@ def test_a_browser_draws_it(make: Callable, tmp_path: Path) -> None:
     dom = shown.stdout or browser(profile, "--dump-dom", page).stdout
     drawn = dict(re.findall(r'<div class="plot[ "][^>]*id="(\w+)"(.*?)(?=<div class="plot[ "]|<h2>)', dom, re.DOTALL))
     assert list(drawn) == ["loss", "lr", "norm", "speed", "mfu", "hellaswag"]
-    # In the loss: each step, smoothed and validation of both runs, and the events of one.
+    # In the loss: range, mean and validation of both runs, and the events of one.
     assert drawn["loss"].count('class="trace scatter') == 7 and drawn["lr"].count('class="trace scatter') == 2
     picture = matplotlib.image.imread(tmp_path / "page.png")
-    blue, orange = ([0.184, 0.471, 0.769], [0.851, 0.384, 0.169])
+    blue, orange = ([0.184, 0.498, 0.816], [0.878, 0.412, 0.180])
     for colour in (blue, orange):
         assert (abs(picture[:, :, :3] - colour).max(axis=2) < 0.02).sum() > 300, "the runs' lines are to be seen"
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed (Debian: apt install chromium)")
+def test_its_buttons_work(make: Callable, tmp_path: Path) -> None:
+    """Tokens for steps, logarithmic, the whole range, dark, a curve hidden, smoothing; and what the pointer is told."""
+    sizes = {"steps": 100, "batch_size": 2, "context": 16}
+    html = write(tmp_path, make("a<i>b", **sizes), make("other", **sizes))
+    (tmp_path / "pressed.html").write_text(html.replace("</body>", PRESSED))
+    shown = browser(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "pressed.html").as_uri())
+    assert "CONSOLE" not in shown.stderr, shown.stderr
+    told = json.loads(re.search(r'<output id="told">(.*?)</output>', shown.stdout)[1])
+    steps, linear, highest, curves, theme = told["first"]
+    assert (steps, linear, curves, theme) == (pytest.approx(101), "linear", 8, "light") and 4 < highest < 11
+    tokens, log, most, rest, theme = told["then"]
+    assert (tokens, log, rest, theme) == (pytest.approx(101 * 2 * 16), "log", 6, "dark") and 10**most > 11
+    # The mean over five steps on either side of step 21, a quarter of its index.
+    expected = sum(9 / step + 2 for step in range(16, 27)) / 11
+    assert told["smooth"] == pytest.approx([11, expected], abs=1e-4)
+    hover = re.search(r'<g class="hoverlayer">(.*?)</svg>', shown.stdout, re.DOTALL)[1]
+    told = ["1600", "other: training : 2.1827", "a&lt;i&gt;b: validation : 2.68", "other: validation : 2.68"]
+    assert re.findall(r">([^<>]+)<", hover) == told

@@ -37,11 +37,22 @@ def test_the_124m_run_is_the_fields() -> None:
     assert tokens_per_step(small) == 524_288
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("355m", 354.8e6), ("774m", 774.0e6), ("1558m", 1557.6e6)])
-def test_the_larger_runs(name: str, parameters: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters", "tokens", "steps", "lr", "min_lr"),
+    [
+        ("355m", 354.8e6, 524_288, 60_000, 3e-4, 0.0),
+        ("774m", 774.0e6, 524_288, 286_102, 2.5e-4, 0.0),
+        ("1558m", 1557.6e6, 1_048_576, 32_000, 6e-4, 6e-5),
+    ],
+)
+def test_the_larger_runs_are_llm_cs(
+    name: str, parameters: float, tokens: int, steps: int, lr: float, min_lr: float
+) -> None:
+    """scripts/run_gpt2_350M.sh, run_gpt2_774M.sh and run_gpt2_1558M.sh of llm.c."""
     run = load_recipe(f"gpt2-{name}-fineweb")
     assert run.model_config(50257).num_parameters() == pytest.approx(parameters, rel=1e-3)
-    assert run.accumulation % 8 == 0 and tokens_per_step(run) % 524_288 == 0
+    assert run.accumulation % 8 == 0 and tokens_per_step(run) == tokens
+    assert (run.steps, run.lr, run.min_lr, run.warmup_steps, run.weight_decay) == (steps, lr, min_lr, 700, 0.1)
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _serve(name: str, config: TrainConfig, threads: int, pipe: Connection) -> No
     """Answer the requests of a Side until it hangs up; an error is an answer, too."""
     torch.set_num_threads(threads)
     try:
-        if name in (OURS, RECOMPUTING):
+        if name == OURS:
             _native.keep_heap()  # as `gpt2c train` does
         Trainer("torch" if name == COMPILED else name, dataclasses.replace(config, **TINY)).step(1)
         imports = machine.peak_bytes()

@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from gpt2c import checkpoint, pretrained
 from gpt2c.bench.machine import available_bytes
 from gpt2c.config import GPT2Config
-from gpt2c.data import load_dataset
+from gpt2c.data import EMBEDDED, Dataset, load_dataset
+from gpt2c.data.inputs import files
+from gpt2c.data.shards import SUFFIXES
 from gpt2c.errors import UserError
 from gpt2c.files import write_atomically, writing
 from gpt2c.flops import GPUS, flops_per_token
-from gpt2c.plan.memory import CUDA_CONTEXT, Memory, disk, plan_memory
-from gpt2c.plan.trial import empty_process, try_out
+from gpt2c.plan import summary
+from gpt2c.plan.memory import CUDA_CONTEXT, Place, checkpoint_bytes, disk, largest_batch, plan_memory
+from gpt2c.plan.speed import Speed, by_data_sheet, by_trial, hours
+from gpt2c.plan.trial import empty_process
 from gpt2c.precision import find_device, find_precision
 from gpt2c.settings import TrainConfig, load_recipe
 from gpt2c.step import tokens_per_step
@@ -27,8 +33,19 @@ from gpt2c.tokenizer import get_tokenizer
 from gpt2c.training import sizes_of
 
 MFU = 0.35  # measured on one H100: 24 % at B16 x T1024, 35 % at B64 x T1024, both 124M in bf16
-SHARE = 0.95  # of the free memory that a run may plan to take
-MOST = 1024  # windows of a micro-step that are looked at
+NO_BF16 = ("T4",)  # GPUs before compute capability 8.0, where `auto` is fp16
+
+
+def _changes() -> type:
+    """A dataclass of the fields of TrainConfig, None, or False, unless they are given: what changes a recipe."""
+    note = tyro.conf.arg(help="As in gpt2c train; the recipe's if not given.", help_behavior_hint="")
+    kinds = typing.get_type_hints(TrainConfig)
+    optional = {name: bool if kind is bool else kind | None for name, kind in kinds.items()}
+    fields = [(name, Annotated[kind, note], False if kind is bool else None) for name, kind in optional.items()]
+    return dataclasses.make_dataclass("Changes", fields, frozen=True)
+
+
+Changes = _changes()
 
 
 @dataclass(frozen=True)
@@ -41,18 +58,7 @@ class Plan:
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
     """A recipe of the package, or a TOML file of settings."""
-    data: str = ""
-    """Data, instead of the recipe's, to say how often they are seen; the recipe's if empty, as in the next four."""
-    init: str = ""
-    """Model to start from, whose sizes are taken."""
-    batch_size: int = 0
-    """Windows in one micro-step."""
-    accumulation: int = 0
-    """Micro-steps per optimizer step, of all processes together."""
-    steps: int = 0
-    """Optimizer steps."""
-    recompute: bool = False
-    """Keep less for the backward and compute it again."""
+    changes: tyro.conf.OmitArgPrefixes[Changes] = dataclasses.field(default_factory=Changes)
     gpu: str = ""
     """Plan for this GPU, `RTX 3070` or `H100`, instead of this machine."""
     processes: int = 1
@@ -60,120 +66,87 @@ class Plan:
     mfu: float = MFU
     """With --gpu, the share of its data sheet's operations that training reaches."""
     trial_steps: int = 10
-    """Steps that are measured on this machine; 0 to plan without."""
+    """Most steps that are measured on this machine, about a minute's on a CPU; 0 to plan without."""
     json: str = ""
     """File that gets the numbers, too; none if empty."""
 
     def run(self) -> int:
         """Write tables to the standard output."""
         config, sizes = self._settings()
-        device, precision, room, process = self._machine(config)
-        memory = plan_memory(config, sizes, device, precision, process, self.processes)
-        other = dataclasses.replace(config, recompute=not config.recompute)
-        without = plan_memory(other, sizes, device, precision, process, self.processes)
-        most = largest_batch(config, sizes, device, precision, process, self.processes, room)
+        dataset, ids = _data(config)
+        place, room = self._place(config, ids)
+        memory = plan_memory(config, sizes, place)
+        other = plan_memory(dataclasses.replace(config, recompute=not config.recompute), sizes, place)
+        most = largest_batch(config, sizes, place, room)
+        where = self.gpu or place.device
+        print(f"{self.recipe}: a GPT-2 of {sizes.num_parameters():,} parameters, {place.precision} on {where}")
+        print(f"\n{summary.memory_table(config, memory, other, room, most)}")
+
+        per_token = flops_per_token(sizes, config.context)
+        print(f"\n{summary.work_lines(config, per_token, dataset and dataset.sizes[0])}", flush=True)
         found: dict[str, Any] = {"memory": memory.rows() | {"peak": memory.total}, "largest_batch": most, "room": room}
-        print(f"{self.recipe}: a GPT-2 of {sizes.num_parameters():,} parameters, {precision} on {self.gpu or device}")
-        _show_memory(memory, without, config, room, most)
-        found |= self._work(config, sizes, precision)
-        found["disk"] = disk(config, sizes)
-        print(
-            f"\ndisk           {gb(found['disk'])} for checkpoints: {config.keep} latest, the best, one being written"
-        )
+        found |= {"flops_per_token": per_token, "tokens": tokens_per_step(config) * config.steps}
+        if speed := self._speed(config, sizes, place, most):
+            found["tokens_per_second"] = speed.rate
+            found["hours"] = hours(config, speed.rate, dataset and dataset.sizes[1])
+            print(summary.time_lines(speed, found["hours"]))
+
+        found |= {"checkpoint": checkpoint_bytes(config, sizes), "disk": disk(config, sizes)}
+        print(f"\n{summary.disk_line(config, found['disk'], found['checkpoint'])}")
         if self.json:
             with writing(Path(self.json)):
                 write_atomically(Path(self.json), (json.dumps(found, indent=2) + "\n").encode())
         return 0
 
     def _settings(self) -> tuple[TrainConfig, GPT2Config]:
-        config = load_recipe(self.recipe)
-        names = ("data", "init", "batch_size", "accumulation", "steps")
-        changes: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name)}
-        config = dataclasses.replace(config, recompute=config.recompute or self.recompute, **changes)
+        given = {name: value for name, value in vars(self.changes).items() if value is not None and value is not False}
+        config = dataclasses.replace(load_recipe(self.recipe), **given)
         if self.processes < 1 or config.accumulation % self.processes:
             raise UserError(
                 f"--processes is {self.processes}, expected a divisor of the accumulation, {config.accumulation}"
             )
         if not 0 < self.mfu <= 1:
             raise UserError(f"--mfu is {self.mfu}, expected above 0 and at most 1")
-        if config.init == "gpt2" and not self.init:  # of a recipe: nothing is fetched for a plan
+        if self.trial_steps < 0:
+            raise UserError(f"--trial-steps is {self.trial_steps}, expected at least 0")
+        if config.init == "gpt2" and "init" not in given:  # of a recipe: nothing is fetched for a plan
             return config, GPT2Config.preset("gpt2", dropout=config.dropout)
         if config.init:
             pretrained.find(checkpoint.resolve(config.init))
         config, _, sizes = sizes_of(config, None)
         return config, sizes
 
-    def _machine(self, config: TrainConfig) -> tuple[str, str, float, float]:
-        """Device, precision, and the bytes that there are and that the program itself takes."""
+    def _place(self, config: TrainConfig, ids: int) -> tuple[Place, float]:
+        """Where the run is planned, and the bytes of memory that there are."""
         if self.gpu:
             if self.gpu not in GPUS:
                 raise UserError(f"--gpu is {self.gpu!r}, expected one of {', '.join(GPUS)}")
-            precision = config.precision if config.precision != "auto" else "fp16" if self.gpu == "T4" else "bf16"
-            return "cuda", precision, GPUS[self.gpu].memory, CUDA_CONTEXT
+            auto = "fp16" if self.gpu in NO_BF16 else "bf16"
+            precision = auto if config.precision == "auto" else config.precision
+            return Place("cuda", precision, CUDA_CONTEXT, self.processes), GPUS[self.gpu].memory
         device = find_device(config.device)
         precision = find_precision(config.precision, device)
         if device.type == "cuda":
-            import torch
+            # What is free now is what is left beside this process's own context.
+            return Place("cuda", precision, CUDA_CONTEXT, self.processes), float(torch.cuda.mem_get_info()[0])
+        room = float(available_bytes() or math.inf) / self.processes
+        return Place("cpu", precision, empty_process(config), self.processes, ids), room
 
-            return "cuda", precision, float(torch.cuda.mem_get_info()[0]), CUDA_CONTEXT
-        return "cpu", precision, float(available_bytes() or math.inf), empty_process(config)
-
-    def _work(self, config: TrainConfig, sizes: GPT2Config, precision: str) -> dict[str, Any]:
-        """Operations, tokens and hours."""
-        tokens, per_token = tokens_per_step(config), flops_per_token(sizes, config.context)
-        total = float(tokens) * config.steps
-        print(f"\noperations     {per_token / 1e9:.3g} GFLOP a token, {per_token * total:.3g} FLOP in all")
-        print(f"tokens         {tokens:,} a step, {total:,.0f} in {config.steps:,} steps{self._epochs(config, total)}")
+    def _speed(self, config: TrainConfig, sizes: GPT2Config, place: Place, most: int) -> Speed | None:
+        """None where it is not wanted, or cannot be measured, which is said."""
         if self.gpu:
-            peak = GPUS[self.gpu].flops_32 if precision == "fp32" else GPUS[self.gpu].flops_16
-            rate = peak * self.mfu / per_token * self.processes
-            how = f"{self.mfu:.0%} of {self.processes} x {peak / 1e12:.0f} TFLOP/s, {self.gpu}'s data sheet"
-        elif self.trial_steps:
-            data = config.data if Path(config.data).exists() else "embedded"
-            single = dataclasses.replace(config, accumulation=1, data=data)
-            trial = try_out(single, self.trial_steps)
-            rate = config.batch_size * config.context / trial.seconds
-            how = f"{self.trial_steps} steps of one micro-step measured here, {trial.seconds:.3g} s each"
-        else:
-            return {"flops_per_token": per_token, "tokens": total}
-        hours = total / rate / 3600
-        print(f"speed          {rate:,.0f} tokens a second: {how}")
-        print(f"time           {hours:,.1f} hours" + (f", {hours / 24:,.1f} days" if hours > 48 else ""))
-        return {"flops_per_token": per_token, "tokens": total, "tokens_per_second": rate, "hours": hours}
-
-    def _epochs(self, config: TrainConfig, total: float) -> str:
-        if config.data != "embedded" and not Path(config.data).exists():
-            return f"; {config.data} is not there yet"
-        dataset = load_dataset(config.data, get_tokenizer(config.tokenizer), config.val_fraction, config.context)
-        return f", {total / dataset.sizes[0]:.3g} times the data"
+            return by_data_sheet(sizes, config.context, self.gpu, place.precision, self.mfu, self.processes)
+        if self.trial_steps and not most:
+            print("speed          not measured: not one window fits into the memory")
+        return by_trial(config, sizes, self.trial_steps, most, self.processes) if self.trial_steps and most else None
 
 
-def largest_batch(
-    config: TrainConfig, sizes: GPT2Config, device: str, precision: str, process: float, world: int, room: float
-) -> int:
-    """The largest micro-batch, in windows, whose peak is within SHARE of the room; 0 if none is."""
-
-    def fits(batch: int) -> bool:
-        changed = dataclasses.replace(config, batch_size=batch)
-        return plan_memory(changed, sizes, device, precision, process, world).total <= SHARE * room
-
-    low, high = 0, MOST
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
-
-
-def _show_memory(memory: Memory, other: Memory, config: TrainConfig, room: float, most: int) -> None:
-    names = ("with recompute", "as it is") if config.recompute else ("as it is", "with recompute")
-    print(f"\nmemory         {names[0]:>14}  {'without' if config.recompute else names[1]:>14}")
-    for name, size in memory.rows().items():
-        print(f"  {name:12} {gb(size):>14}  {gb(other.rows()[name]):>14}")
-    print(f"  {'peak':12} {gb(memory.total):>14}  {gb(other.total):>14}   of {gb(room)}")
-    state = "fits" if memory.total <= SHARE * room else "does not fit"
-    at_most = f"at most {most} windows" if most else "not one window"
-    print(f"  {config.batch_size} windows of {config.context} tokens in a micro-step: {state}; {at_most} would")
+def _data(config: TrainConfig) -> tuple[Dataset | None, int]:
+    """The data, None if they are not there yet, and the number of tokens that they hold in memory; the empty process
+    has the embedded ones already."""
+    path = Path(config.data)
+    if config.data != EMBEDDED and not path.exists():
+        return None, 0
+    dataset = load_dataset(config.data, get_tokenizer(config.tokenizer), config.val_fraction, config.context)
+    on_disk = config.data == EMBEDDED or any(file.suffix in SUFFIXES for file in files(path))
+    return dataset, 0 if on_disk else len(dataset.tokens)

@@ -16,9 +16,12 @@ from pathlib import Path
 import torch
 
 from gpt2c.errors import UserError, reason
+from gpt2c.flops import peak_flops
 from gpt2c.settings import TrainConfig
 
 EMPTY = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context": 16, "batch_size": 1, "accumulation": 1, "steps": 2}
+SECONDS, LEAST = 60.0, 3
+SHARE_OF_PEAK = 0.5  # what training reached of a product's speed on the CPUs at hand, roughly
 SHORT = {"warmup_steps": 1, "eval_every": 1000, "sample_every": 0, "log_every": 1, "checkpoint_every": 1000}
 
 
@@ -28,6 +31,23 @@ class Trial:
 
     seconds: float
     peak: float
+
+
+def size_of_trial(
+    config: TrainConfig, per_window: float, device: torch.device, steps: int, most: int
+) -> tuple[int, int]:
+    """How many windows and how many steps a trial takes: the run's micro-batch and `steps` at most.
+
+    On a CPU, whose speed depends little on the micro-batch, as many as are done in about SECONDS, but at least one
+    window and LEAST steps. per_window: operations. most: windows that fit into the memory.
+    """
+    windows = min(config.batch_size, most)
+    peak = peak_flops(device, "fp32") if device.type == "cpu" else None
+    if peak is None:
+        return windows, steps
+    affordable = SECONDS * SHARE_OF_PEAK * peak / per_window
+    windows = max(1, min(windows, int(affordable / steps)))
+    return windows, min(steps, max(LEAST, int(affordable / windows)))
 
 
 def try_out(config: TrainConfig, steps: int) -> Trial:
