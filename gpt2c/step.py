@@ -76,7 +76,8 @@ def accumulate_gradients(
     """Leave in .grad `scale` times the gradient of the mean loss over all batches, which are of one size; returns that
     loss and the L2 norm of its gradient, 0-dim tensors.
 
-    model: a GPT2, or one wrapped in DistributedDataParallel, whose processes average once, in the last backward.
+    model: a GPT2, or one wrapped in DistributedDataParallel, whose processes average once, in the last backward;
+        either perhaps compiled.
     seeds: of torch's generator before each batch.
     """
     optimizer.zero_grad()
@@ -85,7 +86,7 @@ def accumulate_gradients(
     for i, (idx, targets) in enumerate(batches):
         if seeds is not None:
             torch.manual_seed(seeds[i])
-        apart = i + 1 < len(batches) and isinstance(model, nn.parallel.DistributedDataParallel)
+        apart = i + 1 < len(batches) and hasattr(model, "no_sync")  # compiled or not
         with model.no_sync() if apart else contextlib.nullcontext():
             _, loss = model(idx.to(device, non_blocking=True), targets.to(device, non_blocking=True))
             (loss * scale / len(batches)).backward()

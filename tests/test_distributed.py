@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
 
 from gpt2c import checkpoint
 from gpt2c.settings import TrainConfig
+from gpt2c.step import accumulate_gradients, micro_batches
 from gpt2c.train import train
 
 RELATIVE = 1e-5  # sums of fp32 in another order, and what eight updates make of their last bits
@@ -101,6 +103,32 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert finish(processes) == [0] * world, log.read_text()
     assert losses(settings.out) == pytest.approx(losses(alone), rel=RELATIVE)
     assert tiny.events(settings.out) == [(4, "resume")]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_processes_average_once_a_step(tmp_path: Path, compiled: bool) -> None:
+    """In the backward of the last micro-step alone, whether compiled or not."""
+    steps: list[int] = []
+    done = 0
+
+    def hook(_, bucket):  # torch looks at its annotations, and wants no strings
+        steps.append(done)
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    t = tiny.opened(config(tmp_path))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(t.model)
+        model.register_comm_hook(None, hook)
+        model = torch.compile(model, backend="eager") if compiled else model
+        for done in range(3):
+            accumulate_gradients(model, t.optimizer, micro_batches(t.dataset, done, t.config))
+    finally:
+        dist.destroy_process_group()
+    assert t.config.accumulation == 4 and sorted(set(steps)) == [0, 1, 2]
+    assert len(steps) <= 3 * 2, "at most two buckets a step: the model is a small one"
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:

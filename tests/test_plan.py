@@ -144,7 +144,7 @@ def test_disk_is_what_a_run_leaves(tmp_path: Path) -> None:
 
 def test_a_real_runs_peak_is_within_a_tenth(empty: float) -> None:
     """In a process of its own, as `gpt2c plan` and python/plan_check.py measure it."""
-    config = TrainConfig(n_layer=4, n_head=4, n_embd=256, context=256, batch_size=8, eval_tokens=2048)
+    config = TrainConfig(n_layer=4, n_head=4, n_embd=256, context=256, batch_size=8, eval_tokens=2048, device="cpu")
     memory = plan_memory(config, config.model_config(257), Place("cpu", "fp32", empty))
     trial = try_out(config, 2)
     assert memory.activations > 0.15 * memory.total and memory.total == pytest.approx(trial.peak, rel=0.1)
@@ -181,7 +181,7 @@ def test_every_setting_is_a_flag(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_not_measured(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2c.commands.plan.available_bytes", lambda: 1_000_000)
     monkeypatch.setattr("gpt2c.commands.plan.empty_process", lambda config: 400_000.0)
-    assert main(["plan", "demo"]) == 0
+    assert main(["plan", "demo", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "does not fit; not one window would" in out and "not measured" in out and "hours" not in out
 

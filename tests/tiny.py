@@ -52,6 +52,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
         "sample_every": 4,
         "sample_tokens": 20,
         "checkpoint_every": 2,
+        "device": "cpu",
     }
     return TrainConfig(**{**settings, **changes})
 
