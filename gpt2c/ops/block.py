@@ -71,6 +71,9 @@ class Kept(NamedTuple):
     fc: Tensor  # (N, 4C), without the bias
 
 
+H2 = Kept._fields.index("h2")
+
+
 def block_reference(
     x: Tensor, h: Tensor | None, weights: Weights, n_head: int, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
@@ -309,20 +312,20 @@ class _Block(torch.autograd.Function):
         out, h2, *kept = _forward(x, h, list(weights), *ctx.settings, keep)
         if h is None:
             kept = [x, *kept[1:]]
+        if not recompute:
+            kept = [*kept[:H2], h2, *kept[H2 + 1 :]]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(h2, *kept, *weights)
+        ctx.save_for_backward(*kept, *weights)
         return out, h2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout, dh2):
-        h2, *saved = ctx.saved_tensors
+        saved = ctx.saved_tensors
         kept, weights = saved[: -len(Weights._fields)], saved[-len(Weights._fields) :]
-        if len(kept) == len(Kept._fields):
-            kept[Kept._fields.index("h2")] = h2
         kept = [t.reshape(-1, t.shape[-1]) if t.dim() == 3 and t.dtype != torch.float64 else t for t in kept]
         dout = torch.zeros_like(dh2) if dout is None else dout
-        dx, *grads = _backward(dout, dh2, kept, weights, *ctx.settings)
+        dx, *grads = _backward(dout, dh2, kept, list(weights), *ctx.settings)
         has_h = ctx.needs_input_grad[1]
         return dx, dx if has_h else None, None, None, None, None, None, *grads
 
