@@ -51,19 +51,18 @@ def test_parts_are_what_the_sizes_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "recompute", "measured"),
+    ("name", "batch", "precision", "measured"),
     [
-        ("124m", 16, False, 5.25e9),
-        ("124m", 64, False, 15.32e9),
-        ("124m", 64, True, 4.78e9),
-        ("355m", 16, False, 13.22e9),
+        ("124m", 16, "bf16", 5.37e9),
+        ("124m", 64, "bf16", 14.90e9),
+        ("124m", 16, "fp32", 8.36e9),
+        ("355m", 16, "bf16", 13.76e9),
     ],
 )
-def test_gpu_memory_as_measured_on_an_h100(name: str, batch: int, recompute: bool, measured: float) -> None:
-    """torch.cuda.max_memory_allocated() of bf16 training, which the driver's context does not count in."""
-    run = load_recipe(f"gpt2-{name}-fineweb")
-    config = dataclasses.replace(run, batch_size=batch, accumulation=1, recompute=recompute)
-    assert planned(config)["total"] - CUDA_CONTEXT == pytest.approx(measured, rel=0.1)
+def test_gpu_memory_as_measured_on_an_h200(name: str, batch: int, precision: str, measured: float) -> None:
+    """torch.cuda.max_memory_allocated() of training, which the driver's context does not count in."""
+    config = dataclasses.replace(load_recipe(f"gpt2-{name}-fineweb"), batch_size=batch, accumulation=1)
+    assert planned(config, precision=precision)["total"] - CUDA_CONTEXT == pytest.approx(measured, rel=0.1)
 
 
 def test_recompute_and_shared_moments_take_less() -> None:
