@@ -16,12 +16,14 @@ from typing import Annotated, Any, Union
 import tyro
 
 from gpt2c import _native
-from gpt2c.commands import COMMANDS, Train
+from gpt2c.chat.settings import SftConfig
+from gpt2c.commands import COMMANDS, Sft, Train
 from gpt2c.errors import ToldElsewhere, UserError
 from gpt2c.run import recorded_settings
 from gpt2c.settings import TrainConfig, load_recipe
 
-DEFAULT_RECIPE = "demo"
+# The commands that take a recipe: their settings, and the recipe if none is given.
+RUNS = {"train": (Train, TrainConfig, "demo"), "sft": (Sft, SftConfig, "sft")}
 USER_ERROR = 2
 
 
@@ -51,9 +53,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def parse(args: list[str]) -> Any:
     """The command that the arguments describe. Raises UserError, or SystemExit(0) after --help."""
-    recipe = flag_value(args, "--recipe") or DEFAULT_RECIPE
-    settings = train_defaults(args, recipe) if args[:1] == ["train"] else TrainConfig()
-    defaults = {"train": Train(settings, recipe)}
+    defaults = {}
+    for name, (command, kind, recipe) in RUNS.items():
+        recipe = flag_value(args, "--recipe") or recipe
+        defaults[name] = command(run_defaults(args, kind, recipe) if args[:1] == [name] else kind(), recipe)
     commands = Union[  # noqa: UP007, of a list that is not known to the type checker
         tuple(
             Annotated[kind, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
@@ -76,12 +79,12 @@ def parse(args: list[str]) -> Any:
         raise UserError(one_sentence(printed.getvalue())) from None
 
 
-def train_defaults(args: list[str], recipe: str) -> TrainConfig:
-    """What the flags of `train` change: the recipe's settings or, on a resume, those that the run was started with."""
+def run_defaults(args: list[str], kind: type[TrainConfig], recipe: str) -> TrainConfig:
+    """What the flags of a run change: the recipe's settings or, on a resume, those that the run was started with."""
     if "--resume" not in args or flag_value(args, "--recipe"):
-        return load_recipe(recipe)
-    folder = Path(flag_value(args, "--out") or load_recipe(recipe).out)
-    return recorded_settings(folder)
+        return load_recipe(recipe, kind)
+    folder = Path(flag_value(args, "--out") or load_recipe(recipe, kind).out)
+    return recorded_settings(folder, kind)
 
 
 def flag_value(args: list[str], name: str) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpt2c.data import Batch
+from gpt2c.data import IGNORED, Batch
 from gpt2c.decode import Decoder, check_weights
 from gpt2c.generate import KVCache
 from gpt2c.model import GPT2
@@ -27,14 +27,15 @@ def validation_loss(model: GPT2, batches: Iterable[Batch]) -> float:
 
 @torch.no_grad()
 def loss_sums(model: GPT2, batches: Iterable[Batch]) -> tuple[float, int]:
-    """The sum of the cross-entropy over all tokens of the batches, in nats, and their number, without dropout."""
+    """The sum of the cross-entropy over all targets of the batches, in nats, and their number, without dropout."""
     total, tokens = 0.0, 0
     device = model.wte.weight.device
     model.eval()
-    for idx, targets in batches:
-        _, loss = model(idx.to(device), targets.to(device))
-        total += float(loss) * targets.numel()  # batches may differ in size
-        tokens += targets.numel()
+    for batch in batches:
+        _, loss = model(*(part.to(device) for part in batch))
+        learned = int((batch[1] != IGNORED).sum())
+        total += float(loss) * learned  # batches may differ in size
+        tokens += learned
     model.train()
     return total, tokens
 

@@ -1,4 +1,4 @@
-"""Learning less than all weights: frozen layers, and low-rank updates (LoRA).
+"""Learning less than all weights: frozen layers, low-rank updates (LoRA), the last rows of the embedding.
 
     y = x (W + alpha / r A B) + b        A (in, r), B (r, out)
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gpt2c.errors import UserError
 from gpt2c.files import reading, replacing, write_atomically, writing
-from gpt2c.model import GPT2, Linear
+from gpt2c.model import GPT2, Embedding, Linear
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TARGETS = ["c_attn", "c_fc", "c_proj"]  # by peft's names: c_proj is that of the attention and that of the MLP
@@ -70,6 +70,36 @@ class LoraLinear(Linear):
         return Sum.apply(self.base_weight, self.lora_a, self.lora_b, self.scale)
 
 
+class Rows(torch.autograd.Function):
+    """A matrix whose rows from `first` to `first + len(rows)` are `rows`, of which alone there is a gradient."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, rows: Tensor, first: int) -> Tensor:
+        ctx.first, ctx.count = first, len(rows)
+        # They are written where they belong, without a copy of the matrix. Not a change to what autograd has saved:
+        # until an optimizer's step they are the same.
+        weight.data[first : first + len(rows)] = rows
+        return weight.detach()
+
+    @staticmethod
+    def backward(ctx, d: Tensor) -> tuple[None, Tensor, None]:
+        return None, d[ctx.first : ctx.first + ctx.count].clone(), None
+
+
+class RowsEmbedding(Embedding):
+    """An Embedding of which only the rows from `first` to `last` learn; takes an Embedding's place."""
+
+    def __init__(self, base: Embedding, first: int, last: int) -> None:
+        nn.Module.__init__(self)
+        self.base_weight = base.weight.requires_grad_(False)
+        self.rows = nn.Parameter(base.weight.detach()[first:last].clone())
+        self.first = first
+
+    @property
+    def weight(self) -> Tensor:
+        return Rows.apply(self.base_weight, self.rows, self.first)
+
+
 def freeze(model: GPT2, layers: int) -> None:
     """Have the first `layers` blocks stay as they are, and the embeddings before them: with wte the head, too, which is
     the same matrix. UserError for more layers than there are."""
@@ -88,6 +118,19 @@ def add_lora(model: GPT2, rank: int, alpha: float) -> None:
             setattr(part, name, LoraLinear(getattr(part, name), rank, alpha))
 
 
+def learn_rows(model: GPT2, first: int) -> None:
+    """Have the token embedding's rows from `first` on learn, of all its rows: of tokens that are new."""
+    model.wte = RowsEmbedding(model.wte, first, model.config.vocab_size)
+
+
+@torch.no_grad()
+def take_rows(model: GPT2, whole: GPT2) -> None:
+    """Give the rows that learn, if there are some, the values that they have in the model `whole`."""
+    if isinstance(model.wte, RowsEmbedding):
+        rows = model.wte.rows
+        rows.copy_(whole.wte.weight[model.wte.first : model.wte.first + len(rows)])
+
+
 def adapters(model: GPT2) -> dict[str, LoraLinear]:
     """The model's adapters by the name of their module, `h.0.attn.c_attn`; none for an ordinary model."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
@@ -96,7 +139,7 @@ def adapters(model: GPT2) -> dict[str, LoraLinear]:
 @torch.no_grad()
 def merged(model: GPT2) -> GPT2:
     """An ordinary model of the same function, a copy; an ordinary model itself. What saves and decodes needs it."""
-    if not adapters(model):
+    if not adapters(model) and not isinstance(model.wte, RowsEmbedding):
         return model
     with torch.device("meta"):
         plain = GPT2(model.config)

@@ -20,7 +20,7 @@ import gpt2c
 from gpt2c import curve
 from gpt2c.errors import UserError
 from gpt2c.files import fsync, reading, write_atomically, writing
-from gpt2c.settings import MAY_CHANGE, TrainConfig, flag
+from gpt2c.settings import MAY_CHANGE, Config, TrainConfig, flag
 
 SETTINGS, METRICS, SAMPLES, CURVE = "run.json", "metrics.jsonl", "samples.txt", "loss.png"
 
@@ -48,7 +48,7 @@ class Run:
 
     def check(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
         """UserError if the run was started with other settings or data. Nothing is written."""
-        recorded = read_settings(self.folder)
+        recorded = read_settings(self.folder, config.command)
         for name, value in config.to_dict().items():
             found = recorded["settings"].get(name)
             if name not in MAY_CHANGE and found != value:
@@ -109,19 +109,19 @@ class Run:
 
     def _write_settings(self, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         settings = {"settings": config.to_dict(), "data": dict(data), "threads": torch.get_num_threads()}
-        record = {"gpt2c": getattr(gpt2c, "__version__", None), **settings, **facts}
+        record = {"gpt2c": getattr(gpt2c, "__version__", None), "command": config.command, **settings, **facts}
         with writing(self.folder):
             write_atomically(self.folder / SETTINGS, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def recorded_settings(folder: Path) -> TrainConfig:
-    """What a run was started with, wherever its folder lies now; UserError if the folder holds no run."""
-    settings = TrainConfig.from_dict(read_settings(folder)["settings"], source=str(folder / SETTINGS))
+def recorded_settings(folder: Path, kind: type[Config] = TrainConfig) -> Config:
+    """What a run was started with, wherever its folder lies now; UserError if the folder holds no run of this kind."""
+    settings = kind.from_dict(read_settings(folder, kind.command)["settings"], source=str(folder / SETTINGS))
     return dataclasses.replace(settings, out=folder)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """run.json; UserError if the folder holds no run."""
+def read_settings(folder: Path, command: str) -> dict[str, Any]:
+    """run.json; UserError if the folder holds no run, or one that `gpt2c COMMAND` has not started."""
     path = folder / SETTINGS
     if not path.exists():
         raise UserError(f"{folder} holds no run to resume: start it without --resume")
@@ -129,6 +129,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
         text = path.read_bytes()
     try:
         record = json.loads(text)
-        return {name: kind(record[name]) for name, kind in {"settings": dict, "data": dict, "threads": int}.items()}
+        found = {name: kind(record[name]) for name, kind in {"settings": dict, "data": dict, "threads": int}.items()}
+        started_by = str(record.get("command", TrainConfig.command))  # runs of earlier versions are of `train`
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: expected the settings of a gpt2c run") from error
+    if started_by != command:
+        raise UserError(f"{folder} is a run of gpt2c {started_by}, found gpt2c {command}: go on with the former")
+    return found

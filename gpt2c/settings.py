@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
@@ -22,9 +22,49 @@ else:
     import tomli as tomllib
 
 
+Rule = tuple[Callable[[Any], bool], str]
+AT_LEAST_0: Rule = (lambda x: x >= 0, "at least 0")
+_AT_LEAST_1: Rule = (lambda x: x >= 1, "at least 1")
+_POSITIVE: Rule = (lambda x: 0 < x < math.inf, "a finite number above 0")
+_NOT_NEGATIVE: Rule = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+_BETA: Rule = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+
+_RULES: dict[str, Rule] = {
+    "val_fraction": (lambda x: 0 < x < 1, "above 0 and below 1"),
+    "context": _AT_LEAST_1,
+    "steps": _AT_LEAST_1,
+    "batch_size": _AT_LEAST_1,
+    "accumulation": _AT_LEAST_1,
+    "lr": _POSITIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "warmup_steps": AT_LEAST_0,
+    "weight_decay": _NOT_NEGATIVE,
+    "beta1": _BETA,
+    "beta2": _BETA,
+    "grad_clip": _POSITIVE,
+    "seed": (lambda x: 0 <= x < 2**63, "at least 0 and below 2**63"),
+    "eval_every": _AT_LEAST_1,
+    "eval_tokens": _AT_LEAST_1,
+    "hellaswag_items": _AT_LEAST_1,
+    "freeze_layers": AT_LEAST_0,
+    "lora_rank": AT_LEAST_0,
+    "lora_alpha": _POSITIVE,
+    "spike_z": _NOT_NEGATIVE,
+    "skip_limit": AT_LEAST_0,
+    "sample_every": AT_LEAST_0,
+    "sample_tokens": _AT_LEAST_1,
+    "log_every": _AT_LEAST_1,
+    "checkpoint_every": _AT_LEAST_1,
+    "keep": _AT_LEAST_1,
+}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Every setting of a training run."""
+
+    command: ClassVar[str] = "train"
+    rules: ClassVar[dict[str, Rule]] = _RULES
 
     data: str = "embedded"
     """What to learn: a text, token shards (.bin, .npy), a folder of either, or `embedded`: Python's help, 0.5 MB."""
@@ -120,7 +160,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that makes no sense."""
-        for name, (is_right, expected) in _RULES.items():
+        for name, (is_right, expected) in self.rules.items():
             value = getattr(self, name)
             if not is_right(value):
                 raise UserError(f"{flag(name)} is {value}, expected {expected}")
@@ -146,12 +186,18 @@ class TrainConfig:
         return {**dataclasses.asdict(self), "out": str(self.out)}
 
     @classmethod
+    def types(cls) -> dict[str, Any]:
+        """The type of each field."""
+        hints = typing.get_type_hints(cls)
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> TrainConfig:
         """Settings from TOML or JSON; absent fields keep their defaults.
 
         Raises UserError for an unknown field or a value of another type; `source` is named in it.
         """
-        types = typing.get_type_hints(cls)
+        types = cls.types()
         for name, value in values.items():
             if name not in types:
                 raise UserError(f"{source} has the unknown setting {name!r}: expected some of {', '.join(types)}")
@@ -161,12 +207,14 @@ class TrainConfig:
         return cls(**{name: types[name](v) if types[name] in (float, Path) else v for name, v in values.items()})
 
 
+Config = TypeVar("Config", bound=TrainConfig)
+
 # What a resumed run may change: none of these enters the arithmetic of a step, except `steps`, which is there to train
 # longer. `data` is a name; its tokens are compared by their fingerprint instead.
 MAY_CHANGE = frozenset(
-    ("data", "out", "init", "steps", "eval_every", "eval_tokens", "sample_every", "sample_tokens", "log_every")
-    + ("checkpoint_every", "keep", "recompute", "compile", "device", "shard_optimizer", "tensorboard", "wandb")
-    + ("hellaswag", "hellaswag_items", "skip_limit")
+    ("data", "val_data", "out", "init", "steps", "eval_every", "eval_tokens", "sample_every", "sample_tokens")
+    + ("log_every", "checkpoint_every", "keep", "recompute", "compile", "device", "shard_optimizer", "tensorboard")
+    + ("wandb", "hellaswag", "hellaswag_items", "skip_limit")
 )
 
 
@@ -181,7 +229,7 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
-def load_recipe(name: str) -> TrainConfig:
+def load_recipe(name: str, kind: type[Config] = TrainConfig) -> Config:
     """The settings of a recipe of the package, or of a user's own TOML file. UserError says what is wrong with it."""
     if name in recipe_names():
         text = (resources.files("gpt2c") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
@@ -196,7 +244,7 @@ def load_recipe(name: str) -> TrainConfig:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"the recipe {name} is not valid TOML: {error}") from error
-    return TrainConfig.from_dict(values, source=f"the recipe {name}")
+    return kind.from_dict(values, source=f"the recipe {name}")
 
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Path: "a string"}
@@ -210,40 +258,3 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, str):
         return isinstance(value, kind)
     return isinstance(value, str) and (kind is Path or value in typing.get_args(kind))
-
-
-Rule = tuple[Callable[[Any], bool], str]
-_AT_LEAST_0: Rule = (lambda x: x >= 0, "at least 0")
-_AT_LEAST_1: Rule = (lambda x: x >= 1, "at least 1")
-_POSITIVE: Rule = (lambda x: 0 < x < math.inf, "a finite number above 0")
-_NOT_NEGATIVE: Rule = (lambda x: 0 <= x < math.inf, "a finite number of at least 0")
-_BETA: Rule = (lambda x: 0 <= x < 1, "at least 0 and below 1")
-
-_RULES: dict[str, Rule] = {
-    "val_fraction": (lambda x: 0 < x < 1, "above 0 and below 1"),
-    "context": _AT_LEAST_1,
-    "steps": _AT_LEAST_1,
-    "batch_size": _AT_LEAST_1,
-    "accumulation": _AT_LEAST_1,
-    "lr": _POSITIVE,
-    "min_lr": _NOT_NEGATIVE,
-    "warmup_steps": _AT_LEAST_0,
-    "weight_decay": _NOT_NEGATIVE,
-    "beta1": _BETA,
-    "beta2": _BETA,
-    "grad_clip": _POSITIVE,
-    "seed": (lambda x: 0 <= x < 2**63, "at least 0 and below 2**63"),
-    "eval_every": _AT_LEAST_1,
-    "eval_tokens": _AT_LEAST_1,
-    "hellaswag_items": _AT_LEAST_1,
-    "freeze_layers": _AT_LEAST_0,
-    "lora_rank": _AT_LEAST_0,
-    "lora_alpha": _POSITIVE,
-    "spike_z": _NOT_NEGATIVE,
-    "skip_limit": _AT_LEAST_0,
-    "sample_every": _AT_LEAST_0,
-    "sample_tokens": _AT_LEAST_1,
-    "log_every": _AT_LEAST_1,
-    "checkpoint_every": _AT_LEAST_1,
-    "keep": _AT_LEAST_1,
-}

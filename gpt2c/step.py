@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2c import ops
-from gpt2c.data import Batch, Dataset
+from gpt2c.data import Batch, Source
 from gpt2c.model import GPT2
 from gpt2c.optim import AdamW
 from gpt2c.settings import TrainConfig
@@ -49,12 +49,22 @@ def make_optimizer(model: GPT2, config: TrainConfig, shard: bool = False) -> tor
     return ZeroRedundancyOptimizer(groups, AdamW, weight_decay=config.weight_decay, **settings)
 
 
-def micro_batches(dataset: Dataset, step: int, config: TrainConfig, rank: int = 0, world: int = 1) -> list[Batch]:
+def micro_batches(dataset: Source, step: int, config: TrainConfig, rank: int = 0, world: int = 1) -> list[Batch]:
     """The batches of a step's micro-steps, or every world-th of them: a process's share."""
     return [
         dataset.train_batch(config.seed, step, i, config.accumulation, config.batch_size, config.context)
         for i in range(rank, config.accumulation, world)
     ]
+
+
+def micro_weights(dataset: Source, step: int, config: TrainConfig, rank: int = 0, world: int = 1) -> list[float]:
+    """What the mean loss of each batch of micro_batches counts, so that all targets of the step count the same: 1 where
+    all micro-steps have as many."""
+    learned = [
+        dataset.learned(config.seed, step, i, config.accumulation, config.batch_size, config.context)
+        for i in range(config.accumulation)
+    ]
+    return [count * config.accumulation / sum(learned) for count in learned[rank::world]]
 
 
 def dropout_seeds(config: TrainConfig, step: int, rank: int = 0, world: int = 1) -> list[int] | None:
@@ -72,25 +82,28 @@ def accumulate_gradients(
     batches: Sequence[Batch],
     seeds: Sequence[int] | None = None,
     scale: float = 1.0,
+    weights: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Leave in .grad `scale` times the gradient of the mean loss over all batches, which are of one size; returns that
-    loss and the L2 norm of its gradient, 0-dim tensors.
+    """Leave in .grad `scale` times the gradient of the mean over all batches of their losses; returns that mean and the
+    L2 norm of its gradient, 0-dim tensors.
 
     model: a GPT2, or one wrapped in DistributedDataParallel, whose processes average once, in the last backward;
         either perhaps compiled.
     seeds: of torch's generator before each batch.
+    weights: what each batch's loss is multiplied by, 1 if not given.
     """
     optimizer.zero_grad()
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
-    for i, (idx, targets) in enumerate(batches):
+    for i, batch in enumerate(batches):
+        weight = 1.0 if weights is None else weights[i]
         if seeds is not None:
             torch.manual_seed(seeds[i])
         apart = i + 1 < len(batches) and hasattr(model, "no_sync")  # compiled or not
         with model.no_sync() if apart else contextlib.nullcontext():
-            _, loss = model(idx.to(device, non_blocking=True), targets.to(device, non_blocking=True))
-            (loss * scale / len(batches)).backward()
-        total += loss.detach() / len(batches)
+            _, loss = model(*(part.to(device, non_blocking=True) for part in batch))
+            (loss * (scale * weight) / len(batches)).backward()
+        total += loss.detach() * weight / len(batches)
     norm = ops.grad_norm([p.grad for p in model.parameters() if p.grad is not None])
     return total, norm / scale
 

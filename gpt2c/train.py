@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from gpt2c import _native
+from gpt2c.chat.dataset import ChatDataset
+from gpt2c.chat.reply import sample_reply
 from gpt2c.data import Batch
 from gpt2c.data.prefetch import Prefetch
 from gpt2c.distributed import Processes, is_restarted, processes
@@ -31,6 +33,7 @@ from gpt2c.step import (
     dropout_seeds,
     learning_rate,
     micro_batches,
+    micro_weights,
     tokens_per_step,
 )
 from gpt2c.training import Training, go_back, open_training, save
@@ -62,7 +65,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
     if not config.recompute:  # which is asked for by who has little memory: kept, it grows by what is computed again
         _native.keep_heap()
     if is_restarted() and (config.out / SETTINGS).exists():
-        config, resume = recorded_settings(config.out), True
+        config, resume = recorded_settings(config.out, type(config)), True
     with processes(config.device) as group, opened(config, resume, group) as t, stop_signal() as stop:
         with Progress(t.step, config.steps, group.is_first) as progress:
             progress.note(describe(t))
@@ -112,9 +115,12 @@ def take_step(t: Training, batches: Prefetch[list[Batch]], progress: Progress) -
     """One step; False if training went back to a checkpoint instead."""
     t.step += 1
     started, lr = time.monotonic(), learning_rate(t.step, t.config)
-    seeds = dropout_seeds(t.config, t.step, t.processes.rank, t.processes.world)
+    rank, world = t.processes.rank, t.processes.world
+    seeds = dropout_seeds(t.config, t.step, rank, world)
+    weights = micro_weights(t.dataset, t.step + t.guard.offset, t.config, rank, world)
     with autocast(t.processes.device, t.precision):
-        loss, norm = accumulate_gradients(t.wrapped, t.optimizer, batches.get(t.step), seeds, t.loss_scale.scale)
+        micro = batches.get(t.step)
+        loss, norm = accumulate_gradients(t.wrapped, t.optimizer, micro, seeds, t.loss_scale.scale, weights)
     loss, norm = t.processes.mean([loss, norm])  # the norm is the same in all, the gradients being averaged
     if not update(t, loss, norm, lr, progress):
         return False
@@ -216,12 +222,20 @@ def add_sample(t: Training, progress: Progress) -> None:
     require_finite(t, non_finite_weight(t.model))
     if not t.processes.is_first:
         return
-    t.sample = sample_text(merged(t.model), t.tokenizer, t.config.sample_tokens, seed=t.config.seed + t.step)
+    t.sample = sample(t)
     t.run.add_sample(t.step, t.sample)
     for sink in t.sinks:
         sink.text(t.step, t.sample)
     if t.step < t.config.steps:
         progress.note(f"step {t.step}: a sample\n" + "\n".join("    " + line for line in t.sample.splitlines()))
+
+
+def sample(t: Training) -> str:
+    """A text, or of conversations the reply to one that is held out."""
+    model, tokens, seed = merged(t.model), t.config.sample_tokens, t.config.seed + t.step
+    if isinstance(t.dataset, ChatDataset):
+        return sample_reply(model, t.dataset.template, t.dataset.opening, tokens, seed)
+    return sample_text(model, t.tokenizer, tokens, seed)
 
 
 def require_finite(t: Training, culprit: str | None) -> None:
@@ -241,13 +255,12 @@ def stop_for(t: Training, problem: str) -> None:
 
 def describe(t: Training) -> str:
     """The run in a line."""
-    learned, validated = t.dataset.sizes
     learning = sum(p.numel() for p in t.model.parameters() if p.requires_grad)
     of = t.model.num_parameters()
     share = "" if learning >= of else f", of which {learning:,} learn"
     return (
         f"{t.run.folder}: a GPT-2 of {of:,} parameters{share}, {tokens_per_step(t.config):,} tokens a "
-        f"step, from {learned:,} tokens to learn and {validated:,} to validate{where(t, '; ')}"
+        f"step, from {t.dataset.summary}{where(t, '; ')}"
     )
 
 

@@ -14,8 +14,12 @@ from torch import nn
 
 from gpt2c import checkpoint, lora, pretrained
 from gpt2c.bench import machine
+from gpt2c.chat.dataset import load_chat_dataset
+from gpt2c.chat.settings import SftConfig
+from gpt2c.chat.template import chat_tokenizer, template_of
+from gpt2c.chat.vocabulary import grow
 from gpt2c.config import GPT2Config
-from gpt2c.data import Dataset, load_dataset
+from gpt2c.data import Source, load_dataset
 from gpt2c.distributed import Processes
 from gpt2c.errors import UserError
 from gpt2c.evaluation.hellaswag import read_items
@@ -42,7 +46,7 @@ class Training:
     processes: Processes
     precision: str
     tokenizer: Tokenizer
-    dataset: Dataset
+    dataset: Source
     run: Run
     model: GPT2
     wrapped: nn.Module  # the model as it is called: distributed, compiled
@@ -87,7 +91,9 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     processes.first_does(lambda: run.check(config, fingerprint) if resume else Run.create(config, fingerprint, facts))
 
     torch.manual_seed(config.seed)
-    model = processes.together(lambda: read_model(last, config, sizes) if last else new_model(config, sizes))
+    model = processes.together(
+        lambda: read_model(last, config, sizes, tokenizer) if last else new_model(config, sizes, tokenizer)
+    )
     if model.config != sizes:
         raise UserError(f"{last} holds a model of {model.config}, expected {sizes} as {run.folder} records")
     model = model.to(processes.device).train()
@@ -108,18 +114,23 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     )  # fmt: skip
 
 
-def _open_data(config: TrainConfig, tokenizer: Tokenizer, processes: Processes) -> Dataset:
+def _open_data(config: TrainConfig, tokenizer: Tokenizer, processes: Processes) -> Source:
     if config.accumulation % processes.world:
         raise UserError(
             f"--accumulation is {config.accumulation}, expected a multiple of the number of processes, "
             f"{processes.world}, which share a step's micro-steps"
         )
+    if isinstance(config, SftConfig):
+        return load_chat_dataset(config, template_of(tokenizer))
     return load_dataset(config.data, tokenizer, config.val_fraction, config.context)
 
 
 def sizes_of(config: TrainConfig, last: Path | None) -> tuple[TrainConfig, Tokenizer, GPT2Config]:
     """The settings, the tokenizer and the model's sizes. A model to start from decides the latter two, and the settings
     follow; of a run that goes on, both are in its last checkpoint."""
+    is_chat = isinstance(config, SftConfig)
+    if is_chat and not config.init:
+        raise UserError("there is no model to fine-tune: give one to start from with --init")
     if not config.init:
         has_own = last is not None and (last / TOKENIZER).exists()
         tokenizer = get_tokenizer(str(last) if has_own else config.tokenizer)
@@ -131,37 +142,57 @@ def sizes_of(config: TrainConfig, last: Path | None) -> tuple[TrainConfig, Token
             f"--context is {config.context}, expected at most {found.n_positions}, the positions of {config.init}"
         )
     tokenizer = tokenizer_of(folder, found.vocab_size)
+    tokenizer = chat_tokenizer(tokenizer) if is_chat else tokenizer
     sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
     name = config.tokenizer if last and is_own(tokenizer) else tokenizer.name  # not the checkpoint's
-    config = dataclasses.replace(config, tokenizer=name, **sizes)
-    return config, tokenizer, dataclasses.replace(found, dropout=config.dropout)
+    config = dataclasses.replace(config, tokenizer=name, context=config.context or found.n_positions, **sizes)
+    return config, tokenizer, dataclasses.replace(found, vocab_size=tokenizer.vocab_size, dropout=config.dropout)
 
 
-def new_model(config: TrainConfig, sizes: GPT2Config) -> GPT2:
+def new_model(config: TrainConfig, sizes: GPT2Config, tokenizer: Tokenizer) -> GPT2:
     """The model that a run begins with."""
-    model = load_model(config.init)[0].float() if config.init else GPT2(sizes)
-    model.config = sizes  # of which only the dropout may be another
+    model = start_model(config, sizes) if config.init else GPT2(sizes)
     lora.freeze(model, config.freeze_layers)
     if config.lora_rank:
         if not config.init:
             raise UserError("--lora-rank needs a model to start from: give it with --init")
         lora.add_lora(model, config.lora_rank, config.lora_alpha)
+    learn_special(model, config, tokenizer)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--freeze-layers {config.freeze_layers} leaves nothing to learn, expected fewer")
     return model
 
 
-def read_model(folder: Path, config: TrainConfig, sizes: GPT2Config) -> GPT2:
+def start_model(config: TrainConfig, sizes: GPT2Config) -> GPT2:
+    """The model that the settings start from, of these sizes: of those that it has, dropout and vocabulary follow."""
+    model = load_model(config.init)[0].float()
+    if model.config.vocab_size < sizes.vocab_size:
+        grow(model, sizes.vocab_size, config.seed)
+    model.config = sizes
+    return model
+
+
+def learn_special(model: GPT2, config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Have the template's tokens learn also where the embedding does not: their rows are not known yet."""
+    template = template_of(tokenizer)
+    if isinstance(config, SftConfig) and template and not model.wte.weight.requires_grad:
+        lora.learn_rows(model, template.first)
+
+
+def read_model(folder: Path, config: TrainConfig, sizes: GPT2Config, tokenizer: Tokenizer) -> GPT2:
     """The model of a checkpoint; with LoRA the adapters on the model that the run began with."""
     model = GPT2.from_pretrained(folder)
     if config.lora_rank:
-        whole, model = model, load_model(config.init)[0].float()
+        whole, model = model, start_model(config, sizes)
         lora.load_adapter(model, folder / ADAPTER)
+        learn_special(model, config, tokenizer)
+        lora.take_rows(model, whole)
         pairs = zip(lora.merged(model).parameters(), whole.parameters(), strict=True)
         if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
             raise UserError(f"{folder} was trained from another model than {config.init}: give that one with --init")
-        model.config = sizes
+        return model
     lora.freeze(model, config.freeze_layers)
+    learn_special(model, config, tokenizer)
     return model
 
 
@@ -198,7 +229,7 @@ def go_back(t: Training) -> None:
     """Put the run back to its latest checkpoint, and the data on to those that were next."""
     assert t.checkpoint is not None
     record = checkpoint.read_record(t.checkpoint)
-    model = read_model(t.checkpoint, t.config, t.model.config)
+    model = read_model(t.checkpoint, t.config, t.model.config, t.tokenizer)
     with torch.no_grad():
         for ours, saved in zip(t.model.parameters(), model.parameters(), strict=True):
             ours.copy_(saved)

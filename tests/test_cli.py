@@ -20,6 +20,7 @@ from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.model import GPT2
 from gpt2c.settings import TrainConfig, flag, load_recipe
+from gpt2c.show import show
 from gpt2c.tokenizer import get_tokenizer
 from gpt2c.train import train
 
@@ -273,7 +274,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    commands.sample.show("a\x1b[2J\tb\n\x07é\x9b")
+    show("a\x1b[2J\tb\n\x07é\x9b")
     assert terminal.flushed == "a\ufffd[2J\tb\n\ufffdé\ufffd"
 
 

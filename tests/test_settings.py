@@ -16,7 +16,7 @@ from gpt2c.step import tokens_per_step
 def test_every_recipe_loads_and_has_a_model() -> None:
     assert set(recipe_names()) == {
         "demo", "finetune-shakespeare", "gpt2-124m-fineweb", "gpt2-355m-fineweb", "gpt2-774m-fineweb",
-        "gpt2-1558m-fineweb", "rtx3070-8gb", "shakespeare-bytes",
+        "gpt2-1558m-fineweb", "rtx3070-8gb", "sft", "shakespeare-bytes",
     }  # fmt: skip
     for name in recipe_names():
         load_recipe(name).model_config(257)

@@ -59,13 +59,14 @@ class Encoded(NamedTuple):
 class Template:
     """Conversations as ids of a tokenizer that has the four tokens.
 
-    end: the id that ends a reply.
+    end: the id that ends a reply. first: the lowest id of the four.
     """
 
     def __init__(self, tokenizer: AddedTokens) -> None:
         self.tokenizer = tokenizer
         self.end = tokenizer.id_of(END)
         self._opens = {role: tokenizer.id_of(f"<|{role}|>") for role in ROLES}
+        self.first = min(self.end, *self._opens.values())
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
         """int64 ids up to and including the token that opens the assistant's reply.

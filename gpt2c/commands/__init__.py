@@ -1,6 +1,7 @@
 """The commands of `gpt2c`, a file each."""
 
 from gpt2c.bench.command import Bench
+from gpt2c.commands.chat import Chat
 from gpt2c.commands.eval import Eval
 from gpt2c.commands.export import Export
 from gpt2c.commands.import_ import Import
@@ -9,6 +10,7 @@ from gpt2c.commands.plan import Plan
 from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.report import Report
 from gpt2c.commands.sample import Sample
+from gpt2c.commands.sft import Sft
 from gpt2c.commands.tokenizer import Tokenizer
 from gpt2c.commands.train import Train
 
@@ -16,8 +18,10 @@ from gpt2c.commands.train import Train
 COMMANDS = {
     "prepare": Prepare,
     "train": Train,
+    "sft": Sft,
     "plan": Plan,
     "sample": Sample,
+    "chat": Chat,
     "eval": Eval,
     "tokenizer": Tokenizer,
     "export": Export,

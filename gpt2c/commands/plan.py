@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +38,7 @@ NO_BF16 = ("T4",)  # GPUs before compute capability 8.0, where `auto` is fp16
 def _changes() -> type:
     """A dataclass of the fields of TrainConfig, None, or False, unless they are given: what changes a recipe."""
     note = tyro.conf.arg(help="As in gpt2c train; the recipe's if not given.", help_behavior_hint="")
-    kinds = typing.get_type_hints(TrainConfig)
+    kinds = TrainConfig.types()
     optional = {name: bool if kind is bool else kind | None for name, kind in kinds.items()}
     fields = [(name, Annotated[kind, note], False if kind is bool else None) for name, kind in optional.items()]
     return dataclasses.make_dataclass("Changes", fields, frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +12,8 @@ import tyro
 from gpt2c.errors import UserError
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
-from gpt2c.tokenizer import StreamDecoder, Tokenizer, printable
+from gpt2c.show import show
+from gpt2c.tokenizer import StreamDecoder, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,3 @@ class Sample:
         except (TypeError, ValueError, IndexError) as error:  # a flag's value, or damaged weights, in one sentence
             raise UserError(str(error)) from error
         show(decoder.finish() + "\n")
-
-
-def show(text: str) -> None:
-    """Print a piece of text at once; a terminal gets no control characters from a model."""
-    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tyro
 
 from gpt2c.settings import TrainConfig
-from gpt2c.train import train
+from gpt2c.train import Result, train
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,22 @@ class Train:
     def run(self) -> int:
         """Train, then show a text and where everything is. Returns 0, or 128 + the signal that stopped the run."""
         result = train(self.settings, self.resume)
-        if not result.is_first:
-            return 0 if result.stopped_by is None else 128 + result.stopped_by
-        folder = result.run
-        if result.stopped_by is not None:
-            print(f"stopped after step {result.step} of {self.settings.steps} with the checkpoint {result.checkpoint}")
-            print(f"resume with: gpt2c train --out {folder.folder} --resume")
-            return 128 + result.stopped_by
-        if result.sample is None:
-            print(f"nothing to do: {folder.folder} has reached step {result.step}, give more --steps to go on")
-        else:
-            print(f"\nWhat the model writes after {result.step} steps:\n\n{result.sample}\n")
-        print(f"checkpoint  {result.checkpoint}\nmetrics     {folder.metrics}\nloss curve  {folder.curve}")
-        print(f"more text: gpt2c sample {folder.folder}")
-        return 0
+        return tell(result, self.settings, f"more text: gpt2c sample {result.run.folder}")
+
+
+def tell(result: Result, settings: TrainConfig, next_step: str) -> int:
+    """Say how the run has ended; returns the exit code."""
+    if not result.is_first:
+        return 0 if result.stopped_by is None else 128 + result.stopped_by
+    folder = result.run
+    if result.stopped_by is not None:
+        print(f"stopped after step {result.step} of {settings.steps} with the checkpoint {result.checkpoint}")
+        print(f"resume with: gpt2c {settings.command} --out {folder.folder} --resume")
+        return 128 + result.stopped_by
+    if result.sample is None:
+        print(f"nothing to do: {folder.folder} has reached step {result.step}, give more --steps to go on")
+    else:
+        print(f"\nWhat the model writes after {result.step} steps:\n\n{result.sample}\n")
+    print(f"checkpoint  {result.checkpoint}\nmetrics     {folder.metrics}\nloss curve  {folder.curve}")
+    print(next_step)
+    return 0

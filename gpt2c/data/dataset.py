@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,26 @@ import torch
 from gpt2c.data import order
 from gpt2c.data.tokens import Tokens
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, ...]  # what GPT2.forward takes: ids, targets, and where their documents begin, if masked
+IGNORED = -100  # a target that is not learned
+
+
+class Source(Protocol):
+    """What a run learns from: a Dataset, or conversations (gpt2c/chat/dataset.py). Its methods are those of Dataset."""
+
+    summary: str
+
+    def fingerprint(self) -> dict[str, int | str]: ...
+
+    def train_batch(
+        self, seed: int, step: int, micro_step: int, micro_steps: int, batch: int, context: int
+    ) -> Batch: ...
+
+    def learned(self, seed: int, step: int, micro_step: int, micro_steps: int, batch: int, context: int) -> int: ...
+
+    def val_batches(
+        self, batch: int, context: int, max_tokens: int, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,12 @@ class Dataset:
         """Numbers of tokens to learn from and to validate on."""
         return self.boundary, len(self.tokens) - self.boundary
 
+    @property
+    def summary(self) -> str:
+        """The sizes as words."""
+        learned, validated = self.sizes
+        return f"{learned:,} tokens to learn and {validated:,} to validate"
+
     def fingerprint(self) -> dict[str, int | str]:
         """Tells whether a resumed run reads the data that it was started on: Tokens.fingerprint, and the manifest."""
         return {**self.tokens.fingerprint(), **({"manifest": self.manifest} if self.manifest else {})}
@@ -50,6 +76,10 @@ class Dataset:
         """
         first = ((step - 1) * micro_steps + micro_step) * batch
         return self._batch(self.starts(np.arange(first, first + batch), seed, context), context)
+
+    def learned(self, seed: int, step: int, micro_step: int, micro_steps: int, batch: int, context: int) -> int:
+        """The number of targets in that batch."""
+        return batch * context
 
     def starts(self, samples: np.ndarray, seed: int, context: int) -> np.ndarray:
         """Where the windows of these samples begin, int64: offset + permuted number * context, of the sample's

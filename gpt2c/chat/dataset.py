@@ -1,0 +1,102 @@
+"""What a fine-tuning run learns from: conversations, packed into rows, that stand in for gpt2c.data.Dataset.
+
+Which rows a step sees is a function of (seed, step) alone, so a resumed run needs no data position.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt2c.chat.conversations import Conversations, read_conversations
+from gpt2c.chat.packing import Packed, Rows
+from gpt2c.chat.settings import SftConfig
+from gpt2c.chat.template import Template
+from gpt2c.data import order
+from gpt2c.errors import UserError
+
+
+@dataclass(frozen=True)
+class ChatDataset:
+    """Rows to learn from and rows to validate on. opening: a held-out conversation's messages before the first reply.
+    summary: how many there are, as words."""
+
+    template: Template
+    train: Packed
+    val: Packed
+    opening: list[dict[str, str]]
+    summary: str
+
+    def fingerprint(self) -> dict[str, int]:
+        """Tells whether a resumed run reads the conversations that it was started on: count and CRC-32 of the ids."""
+        tokens, crc = 0, 0
+        for split in (self.train, self.val):
+            for ids, learned in split.encoded:
+                tokens += len(ids)
+                crc = zlib.crc32(ids.astype("<u2").tobytes() + learned.tobytes(), crc)
+        return {"tokens": tokens, "crc32": crc}
+
+    def train_batch(self, seed: int, step: int, micro_step: int, micro_steps: int, batch: int, context: int) -> Rows:
+        """As gpt2c.data.Dataset's, of rows packed for the same context."""
+        return self.train.batch(self._numbers(seed, step, micro_step, micro_steps, batch))
+
+    def learned(self, seed: int, step: int, micro_step: int, micro_steps: int, batch: int, context: int) -> int:
+        """The number of targets in that batch."""
+        return int(self.train.learned[self._numbers(seed, step, micro_step, micro_steps, batch)].sum())
+
+    def val_batches(self, batch: int, context: int, max_tokens: int, rank: int = 0, world: int = 1) -> Iterator[Rows]:
+        """The first rows of at most max_tokens columns, at least one; of `world` processes each takes every world-th
+        batch."""
+        rows = range(min(len(self.val), max(1, max_tokens // context)))
+        for i in range(rank * batch, len(rows), world * batch):
+            yield self.val.batch(rows[i : i + batch])
+
+    def _numbers(self, seed: int, step: int, micro_step: int, micro_steps: int, batch: int) -> np.ndarray:
+        """Row numbers of a batch, in the endless sequence of epochs in each of which every row comes once."""
+        first = ((step - 1) * micro_steps + micro_step) * batch
+        epochs, numbers = np.divmod(np.arange(first, first + batch), len(self.train))
+        for epoch in map(int, np.unique(epochs)):
+            here = epochs == epoch
+            numbers[here] = order.permutation(numbers[here], len(self.train), seed, epoch)
+        return numbers
+
+
+def load_chat_dataset(config: SftConfig, template: Template) -> ChatDataset:
+    """The conversations that the settings name. UserError if they cannot be used, with file and line."""
+    if not config.data:
+        raise UserError("there is nothing to learn: give a file of conversations with --data")
+    read = read_conversations(Path(config.data), template, config.context)
+    encoded, openings = read.encoded, read.openings
+    counts = _oddities(read, config.data, config.context)
+    if config.val_data:
+        held = read_conversations(Path(config.val_data), template, config.context)
+        counts += _oddities(held, config.val_data, config.context)
+        val, opening = held.encoded, held.openings[0]
+    else:
+        kept = len(encoded) - max(1, int(len(encoded) * config.val_fraction))
+        if kept < 1:
+            raise UserError(
+                f"{config.data} holds one conversation, expected at least two, of which one is validated on; or give "
+                "others for that with --val-data"
+            )
+        encoded, val, opening = encoded[:kept], encoded[kept:], openings[kept]
+    train = Packed(encoded, config.context)
+    summary = (
+        f"{len(encoded):,} conversations in {len(train):,} rows, {int(train.learned.sum()):,} tokens of the "
+        f"assistant's, and {len(val):,} to validate{counts}"
+    )
+    return ChatDataset(template, train, Packed(val, config.context), opening, summary)
+
+
+def _oddities(read: Conversations, path: str, context: int) -> str:
+    """What the context has done to a file's conversations, as words."""
+    if not read.cut and not read.skipped:
+        return ""
+    return (
+        f"; of {path} {read.cut:,} end after the last reply within the context of {context}, {read.skipped:,} without "
+        "a whole reply in it are skipped"
+    )
