@@ -144,7 +144,8 @@ def sizes_of(config: TrainConfig, last: Path | None) -> tuple[TrainConfig, Token
     tokenizer = tokenizer_of(folder, found.vocab_size)
     tokenizer = chat_tokenizer(tokenizer) if is_chat else tokenizer
     sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
-    name = config.tokenizer if last and is_own(tokenizer) else tokenizer.name  # not the checkpoint's
+    keeps_name = is_chat or (last and is_own(tokenizer))  # and does not take the checkpoint's
+    name = config.tokenizer if keeps_name else tokenizer.name
     config = dataclasses.replace(config, tokenizer=name, context=config.context or found.n_positions, **sizes)
     return config, tokenizer, dataclasses.replace(found, vocab_size=tokenizer.vocab_size, dropout=config.dropout)
 

@@ -78,7 +78,7 @@ def answer(session: Session, text: str) -> None:
     except KeyboardInterrupt:
         stopped = True
     show("\n")
-    session.keep(reply)
+    session.keep(text, reply.text)
     if not stopped and not reply.is_whole:
         note("(cut off: --max-new-tokens or the context is reached)")
 
