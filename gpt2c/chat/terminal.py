@@ -31,7 +31,7 @@ def converse(session: Session) -> None:
         except EOFError:
             break
         except UnicodeDecodeError as error:
-            raise UserError(f"the input is not UTF-8: byte {error.start} of it is {error.reason}") from error
+            raise UserError(f"the input is not UTF-8: byte {error.start} of it is no part of a character") from error
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
