@@ -112,9 +112,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd)
 
-    def forward(
-        self, idx: Tensor, targets: Tensor | None = None, starts: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Next-token logits, or the mean cross-entropy without storing the logits.
 
         idx: (B,T) int64 token ids, 1 <= T <= n_positions. targets: (B,T) int64, -100 is ignored.
@@ -122,8 +120,6 @@ class GPT2(nn.Module):
         Raises TypeError, ValueError or IndexError, one sentence, for a wrong dtype, shape or token id.
         """
         self.check_tokens(idx)
-        if starts is not None:
-            idx, targets = _apart(idx, targets, starts)
         if targets is not None:
             _check_targets(targets, idx)
         V = self.config.vocab_size
@@ -227,18 +223,6 @@ class GPT2(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes what transformers' GPT2LMHeadModel.from_pretrained loads; see gpt2c.pretrained.save."""
         pretrained.save(self, folder)
-
-
-def _apart(idx: Tensor, targets: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Each document in a row of its own."""
-    begins = torch.nonzero(starts == torch.arange(idx.shape[1])).tolist()
-    ends = [(b, e if b == c else idx.shape[1]) for (b, _), (c, e) in zip(begins, begins[1:] + [[-1, 0]], strict=True)]
-    pieces = [(b, s, e) for (b, s), (_, e) in zip(begins, ends, strict=True)]
-    width = max(e - s for _, s, e in pieces)
-    apart, wanted = idx.new_zeros(len(pieces), width), idx.new_full((len(pieces), width), -100)
-    for i, (b, s, e) in enumerate(pieces):
-        apart[i, : e - s], wanted[i, : e - s] = idx[b, s:e], targets[b, s:e]
-    return apart, wanted
 
 
 def _attention_seeds(count: int, device: torch.device) -> tuple[Tensor, ...]:

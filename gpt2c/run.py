@@ -20,7 +20,7 @@ import gpt2c
 from gpt2c import curve
 from gpt2c.errors import UserError
 from gpt2c.files import fsync, reading, write_atomically, writing
-from gpt2c.settings import MAY_CHANGE, Config, TrainConfig, flag
+from gpt2c.settings import Config, TrainConfig, flag
 
 SETTINGS, METRICS, SAMPLES, CURVE = "run.json", "metrics.jsonl", "samples.txt", "loss.png"
 
@@ -51,7 +51,7 @@ class Run:
         recorded = read_settings(self.folder, config.command)
         for name, value in config.to_dict().items():
             found = recorded["settings"].get(name)
-            if name not in MAY_CHANGE and found != value:
+            if name not in config.may_change and found != value:
                 raise UserError(
                     f"{config.out} was started with {flag(name)} {found}, found {value}: a resumed run keeps its "
                     "settings, start another run with another --out"

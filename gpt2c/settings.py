@@ -59,12 +59,22 @@ _RULES: dict[str, Rule] = {
 }
 
 
+# What a resumed run may change: none of these enters the arithmetic of a step, except `steps`, which is there to train
+# longer. `data` is a name; its tokens are compared by their fingerprint instead.
+MAY_CHANGE = frozenset(
+    ("data", "out", "init", "steps", "eval_every", "eval_tokens", "sample_every", "sample_tokens")
+    + ("log_every", "checkpoint_every", "keep", "recompute", "compile", "device", "shard_optimizer", "tensorboard")
+    + ("wandb", "hellaswag", "hellaswag_items", "skip_limit")
+)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Every setting of a training run."""
 
     command: ClassVar[str] = "train"
     rules: ClassVar[dict[str, Rule]] = _RULES
+    may_change: ClassVar[frozenset[str]] = MAY_CHANGE
 
     data: str = "embedded"
     """What to learn: a text, token shards (.bin, .npy), a folder of either, or `embedded`: Python's help, 0.5 MB."""
@@ -208,14 +218,6 @@ class TrainConfig:
 
 
 Config = TypeVar("Config", bound=TrainConfig)
-
-# What a resumed run may change: none of these enters the arithmetic of a step, except `steps`, which is there to train
-# longer. `data` is a name; its tokens are compared by their fingerprint instead.
-MAY_CHANGE = frozenset(
-    ("data", "val_data", "out", "init", "steps", "eval_every", "eval_tokens", "sample_every", "sample_tokens")
-    + ("log_every", "checkpoint_every", "keep", "recompute", "compile", "device", "shard_optimizer", "tensorboard")
-    + ("wandb", "hellaswag", "hellaswag_items", "skip_limit")
-)
 
 
 def flag(name: str) -> str:

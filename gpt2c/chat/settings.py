@@ -17,6 +17,7 @@ class SftConfig(TrainConfig):
 
     command: ClassVar[str] = "sft"
     rules: ClassVar[dict[str, Rule]] = {**TrainConfig.rules, "context": AT_LEAST_0}
+    may_change: ClassVar[frozenset[str]] = TrainConfig.may_change | {"val_data"}
 
     data: str = ""
     """Conversations, a JSON object with the list `messages` on each line; also compressed (.gz, .bz2, .xz, .zst)."""
