@@ -58,12 +58,12 @@ struct Arg<Strides> {
 };
 template <>
 struct Arg<const AttentionShape&> {
-    using Python =
-        std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, bool, float, std::uintptr_t, uint32_t, float>;
+    using Python = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, bool, float, std::uintptr_t, uint32_t,
+                              float, std::uintptr_t>;
     static AttentionShape from(const Python& value) {
         return std::apply(
             [](int dtype, int64_t B, int64_t H, int64_t Tq, int64_t Tk, int64_t D, bool causal, float scale,
-               std::uintptr_t seed, uint32_t drop_below, float keep_scale) {
+               std::uintptr_t seed, uint32_t drop_below, float keep_scale, std::uintptr_t starts) {
                 return AttentionShape{static_cast<DType>(dtype),
                                       B,
                                       H,
@@ -74,7 +74,8 @@ struct Arg<const AttentionShape&> {
                                       scale,
                                       reinterpret_cast<const int64_t*>(seed),
                                       drop_below,
-                                      keep_scale};
+                                      keep_scale,
+                                      reinterpret_cast<const int64_t*>(starts)};
             },
             value);
     }

@@ -29,9 +29,10 @@ struct Strides {
     int64_t b, h, t;
 };
 
-// What forward and backward of attention share. Query i sees key j iff not causal or j <= i + Tk - Tq.
-// Hidden keys and values must be finite: a probability of 0 times a nan is a nan. CUDA counts in 32 bits: Tq and Tk are
-// below 2^31 - 128 and B H ceil(T / 16) is below 2^31, as what fits into memory is.
+// What forward and backward of attention share. Query i sees key j iff not causal or j <= i + Tk - Tq, and, where
+// starts are given, j >= starts[b, i]. Hidden keys and values must be finite: a probability of 0 times a nan is a nan.
+// CUDA counts in 32 bits: Tq and Tk are below 2^31 - 128 and B H ceil(T / 16) is below 2^31, as what fits into memory
+// is.
 struct AttentionShape {
     DType dtype;
     int64_t B, H, Tq, Tk, D;  // D <= 256
@@ -42,6 +43,9 @@ struct AttentionShape {
     const int64_t* seed;
     uint32_t drop_below;
     float keep_scale;
+    // The first key that each query sees, (B, T), never falling within a row, 0 <= starts[b, t] <= t; only with causal
+    // and Tq = Tk = T: documents packed in a row. Null: 0 for all. What no query of a tile sees is not computed.
+    const int64_t* starts;
 };
 
 // ---- layernorm: y = (h - mean) * rstd * weight + bias over rows of C, h = x + residual (or x, where null).
@@ -110,19 +114,22 @@ using cross_entropy_backward_t = void(DType dtype, const float* dloss, const voi
                                       const double* lse, void* dlogits, int64_t N, int64_t V, int64_t stride,
                                       int64_t ignore_index, int64_t count, int threads);
 
-// ---- embedding: x[b, t] = wte[idx[b, t]] + wpe[start + t]; idx (B, T), wte (V, C), wpe (>= start + T, C).
+// ---- embedding: x[b, t] = wte[idx[b, t]] + wpe[positions[b, t]]; idx, positions (B, T), wte (V, C), wpe (P, C).
+// positions: all in [0, P), or null, for start + t in [0, P).
 // Returns the first position in idx whose id is not in [0, V), or -1; when there is one nothing is written. CUDA does
 // not wait to know it and always returns -1: a torch operation asserts the range on the device (gpt2c/_native.py), and
 // a row of x whose id is out of range becomes nan. Moves 2 s B T C, and wpe's rows once.
 using embedding_forward_t = int64_t(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x,
-                                    int64_t B, int64_t T, int64_t C, int64_t V, int64_t start, int threads);
-// Adds to dwte (V, C), and fills dwpe (P, C), both fp32: rows are added in the order of positions (CUDA, for dwte: 32
-// at a time to four sums in turn, which are added in order, and then to what is there). Returns as the forward does.
-// order (B T): the positions in idx, stably sorted by id; only CUDA needs it. Moves 2 s B T C + 4 P C, 8 C more for
-// each id that occurs and 4 C for each of T positions.
+                                    int64_t B, int64_t T, int64_t C, int64_t V, int64_t start, const int64_t* positions,
+                                    int threads);
+// Adds to dwte (V, C), and fills dwpe (P, C), both fp32: rows are added in the order of tokens (CUDA, for dwte and
+// with positions: 32 at a time to four sums in turn, which are added in order, and then to what is there). Returns as
+// the forward does. order (B T): the tokens, stably sorted by id; position_order (B T): the same by position, null
+// without positions; only CUDA needs them. Moves 2 s B T C + 4 P C, 8 C more for each id that occurs and 4 C for each
+// of T positions.
 using embedding_backward_t = int64_t(DType dtype, const int64_t* idx, const int64_t* order, const void* dx, float* dwte,
                                      float* dwpe, int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start,
-                                     int threads);
+                                     const int64_t* positions, const int64_t* position_order, int threads);
 
 // ---- adamw: one pass over lists of `n_tensors` tensors of sizes[i] elements, updating params (dtype), m and v (fp32)
 // in place:  g = grad_scale * grad;  m += (1 - beta1)(g - m);  v += (1 - beta2)(g^2 - v);

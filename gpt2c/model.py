@@ -112,20 +112,27 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Next-token logits, or the mean cross-entropy without storing the logits.
 
         idx: (B,T) int64 token ids, 1 <= T <= n_positions. targets: (B,T) int64, -100 is ignored.
+        starts: (B,T) int64, for each token the column of its row where its document begins, never falling along T and
+        at most the token's own: documents packed in a row see nothing of each other, and each counts its positions from
+        0, as if it were alone. None: each row is one document.
         Returns (logits (B,T,V), None) without targets and (None, loss: 0-dim fp32) with them.
-        Raises TypeError, ValueError or IndexError, one sentence, for a wrong dtype, shape or token id.
+        Raises TypeError, ValueError or IndexError, one sentence, for a wrong dtype, shape, token id or start.
         """
         self.check_tokens(idx)
         if targets is not None:
-            _check_targets(targets, idx)
+            _check_like_idx("targets", targets, idx)
+        if starts is not None:
+            _check_like_idx("starts", starts, idx)
         V = self.config.vocab_size
         wte, wpe = self._cast((self.wte.weight, self.wpe.weight))
-        h, head = ops.tied_embedding(idx, wte, wpe, vocab_size=V)
-        y = self.layers(h, dropout=self.config.dropout if self.training else 0.0)
+        h, head = ops.tied_embedding(idx, wte, wpe, vocab_size=V, starts=starts)
+        y = self.layers(h, dropout=self.config.dropout if self.training else 0.0, starts=starts)
         if targets is None:
             return ops.matmul(y, head[:V].t()).view(*idx.shape, V), None
         return None, ops.linear_cross_entropy(y, head, targets.reshape(-1), vocab_size=V)
@@ -136,10 +143,12 @@ class GPT2(nn.Module):
         wte, wpe = self._cast((self.wte.weight, self.wpe.weight))
         return self.layers(ops.embedding(idx, wte, wpe, start, self.config.vocab_size), cache)
 
-    def layers(self, x: Tensor, cache: KVCache | None = None, dropout: float = 0.0) -> Tensor:
+    def layers(
+        self, x: Tensor, cache: KVCache | None = None, dropout: float = 0.0, starts: Tensor | None = None
+    ) -> Tensor:
         """All blocks and the final layernorm, (B*T, C), on the embeddings x (B,T,C).
 
-        dropout: probability of all three kinds of dropout, 0 for none.
+        dropout: probability of all three kinds of dropout, 0 for none. starts: as for forward; none with a cache.
         """
         config = self.config
         seeds: list[Tensor | None] = [None] * len(self.h)
@@ -152,7 +161,7 @@ class GPT2(nn.Module):
             if cache is not None:
                 x, h = ops.cached_block(x, h, *settings, cache.layers[i])
             else:
-                x, h = ops.block(x, h, *settings, dropout, seeds[i], self.recompute)
+                x, h = ops.block(x, h, *settings, dropout, seeds[i], self.recompute, starts)
         weight, bias = self._cast((self.ln_f.weight, self.ln_f.bias))
         return ops.residual_layernorm(x, h, weight, bias, config.layer_norm_epsilon)[1].view(-1, config.n_embd)
 
@@ -230,13 +239,13 @@ def _attention_seeds(count: int, device: torch.device) -> tuple[Tensor, ...]:
     return torch.randint(0, 2**63 - 1, (count,), dtype=torch.int64, device=device).split(1)
 
 
-def _check_targets(targets: Tensor, idx: Tensor) -> None:
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        raise TypeError(f"GPT2: targets is {_describe(targets)}, expected an int64 tensor")
-    if targets.shape != idx.shape:
-        raise ValueError(f"GPT2: targets has shape {tuple(targets.shape)}, expected {tuple(idx.shape)} as idx")
-    if targets.device != idx.device:
-        raise ValueError(f"GPT2: targets is on {targets.device}, expected {idx.device} as idx")
+def _check_like_idx(name: str, value: Tensor, idx: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        raise TypeError(f"GPT2: {name} is {_describe(value)}, expected an int64 tensor")
+    if value.shape != idx.shape:
+        raise ValueError(f"GPT2: {name} has shape {tuple(value.shape)}, expected {tuple(idx.shape)} as idx")
+    if value.device != idx.device:
+        raise ValueError(f"GPT2: {name} is on {value.device}, expected {idx.device} as idx")
 
 
 def _describe(value: object) -> str:

@@ -40,7 +40,7 @@ RULES = {
     "cross_entropy.backward_kernel": MEMORY_BOUND,
     "cross_entropy.total_kernel": SMALL,
     "embedding.forward_kernel": MEMORY_BOUND,
-    "embedding.token_kernel": MEMORY_BOUND,
+    "embedding.id_kernel": MEMORY_BOUND,
     "embedding.position_kernel": MEMORY_BOUND,
     "adamw.adamw_kernel": MEMORY_BOUND,
     "adamw.squares_kernel": SUM,

@@ -36,6 +36,15 @@ def strided(x: Tensor) -> Tensor:
     return view.permute(reversed_dims)
 
 
+def starts_of(*rows: Sequence[int]) -> Tensor:
+    """Where each token's document begins, of rows of documents of these lengths."""
+    return torch.stack([_starts_of(torch.tensor(lengths)) for lengths in rows])
+
+
+def _starts_of(lengths: Tensor) -> Tensor:
+    return (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+
+
 def assert_close(op: str, name: str, got: Tensor, expected: Tensor, dtype: torch.dtype, floor: float = 0.0) -> None:
     """`got`, computed in `dtype`, against `expected` in float64; the worst coordinate is named on failure.
 

@@ -12,6 +12,7 @@ from checks import (
     check_op,
     opcheck,
     randn,
+    starts_of,
     strided,
     with_grads,
 )
@@ -23,6 +24,8 @@ from gpt2c.ops.philox import philox_reference
 
 forward, backward = torch.ops.gpt2c.attention_forward.default, torch.ops.gpt2c.attention_backward.default
 SEED = torch.tensor([0x0123456789ABCDEF])
+# Lengths of the documents of two rows: single tokens, one less and one more than a tile, and one that fills its row.
+DOCUMENTS = ((1, 7, 65, 1, 1, 63, 65), (203,))
 
 
 def qkv(
@@ -33,8 +36,9 @@ def qkv(
 
 
 def check(given: dict[str, Tensor], **settings: object) -> None:
-    # With one key, or equal keys, dq and dk are zero by cancellation of terms of size 1.
-    floor = 1.0 if given["k"].shape[2] == 1 or bool((given["k"] == given["k"].flatten()[:1]).all()) else 0.0
+    # With one key, in all or in each document, or equal keys, dq and dk are zero by cancellation of terms of size 1.
+    one_key = given["k"].shape[2] == 1 or "starts" in settings
+    floor = 1.0 if one_key or bool((given["k"] == given["k"].flatten()[:1]).all()) else 0.0
     check_op(
         "attention",
         lambda q, k, v: ops.attention(q, k, v, **settings),
@@ -254,12 +258,126 @@ def test_deterministic(backend: str, dropout_p: float) -> None:
     check_deterministic(lambda: with_grads(run, *given))
 
 
+def test_documents_are_deterministic(backend: str) -> None:
+    given, starts = qkv(2, 3, 203, 203, 16).values(), starts_of(*DOCUMENTS)
+    check_deterministic(lambda: with_grads(lambda *qkv: ops.attention(*qkv, causal=True, starts=starts), *given))
+
+
 def test_padding_does_not_matter(backend: str) -> None:
     # Causal: what comes after a query, however large (but finite), has no influence on it.
     q, k, v = qkv(1, 2, 70, 70, 8).values()
     expected = ops.attention(q, k, v, causal=True)[:, :, :50]
     k[:, :, 50:], v[:, :, 50:] = 1e15, -1e15
     assert torch.equal(ops.attention(q, k, v, causal=True)[:, :, :50], expected)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("D", [5, 16])
+def test_documents(backend: str, D: int, dropout_p: float) -> None:
+    check(qkv(2, 2, 203, 203, D), causal=True, starts=starts_of(*DOCUMENTS), dropout_p=dropout_p, seed=SEED)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("D", [5, 64, 128])
+def test_half_documents(backend: str, D: int, dropout_p: float, dtype: torch.dtype) -> None:
+    given = qkv(2, 1, 203, 203, D, dtype)
+    check(given, causal=True, starts=starts_of(*DOCUMENTS), dropout_p=dropout_p, seed=SEED)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (7,), (1, 1, 1), (48, 1, 47), (64, 64, 2), (3, 300, 1), (128, 128)])
+def test_lengths_of_documents(backend: str, lengths: tuple[int, ...]) -> None:
+    T = sum(lengths)
+    check(qkv(1, 2, T, T, 8), causal=True, starts=starts_of(lengths))
+
+
+def test_windows(backend: str) -> None:
+    # Any starts that do not fall: here windows of up to 50 keys, then random ones.
+    windows = (torch.arange(150) - 49).clamp_min(0)
+    anything = torch.minimum(torch.randint(0, 150, (150,)).sort().values, torch.arange(150))
+    check(qkv(2, 2, 150, 150, 8), causal=True, starts=torch.stack([windows, anything]))
+
+
+def test_documents_are_as_if_alone(backend: str) -> None:
+    lengths = DOCUMENTS[0]
+    given = list(qkv(1, 2, 203, 203, 16).values())
+    do = randn(1, 2, 203, 16)
+
+    def run(at: slice, starts: Tensor | None) -> list[Tensor]:
+        leaves = [t[:, :, at].clone().requires_grad_() for t in given]
+        o = ops.attention(*leaves, causal=True, starts=starts)
+        return [o, *torch.autograd.grad(o, leaves, do[:, :, at])]
+
+    packed, begin = run(slice(None), starts_of(lengths)), 0
+    for length in lengths:
+        at = slice(begin, begin + length)
+        for name, got, alone in zip(("o", "dq", "dk", "dv"), packed, run(at, None), strict=True):
+            assert_close("attention", name, got[:, :, at], alone, torch.float32, floor=1.0)
+        begin += length
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [(64, 66, 70), (1, 127, 2)])
+def test_documents_do_not_leak(backend: str, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    # However large the tokens of other documents are, no bit of a document's results and gradients changes.
+    huge = 6e4 if dtype == torch.float16 else 1e15
+    T, starts = sum(lengths), starts_of(lengths)
+    given = [*qkv(1, 1, T, T, 64, dtype).values(), randn(1, 1, T, 64, dtype=dtype)]
+
+    def run(q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        o = ops.attention(*leaves, causal=True, starts=starts)
+        return [o, *torch.autograd.grad(o, leaves, do)]
+
+    expected = run(*given)
+    for begin in starts.unique():
+        own = (starts[0] == begin).view(T, 1)
+        poisoned = [torch.where(own, t, huge) for t in given]
+        for name, got, want in zip(("o", "dq", "dk", "dv"), run(*poisoned), expected, strict=True):
+            assert torch.equal(got[:, :, own[:, 0]], want[:, :, own[:, 0]]), f"{name} of the document at {int(begin)}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_documents_tiles_are_skipped(backend: str, dtype: torch.dtype) -> None:
+    # What lies whole tiles away in another document is not even read: a nan there does not show.
+    starts = starts_of((300, 212))
+    given = [*qkv(1, 1, 512, 512, 64, dtype).values(), randn(1, 1, 512, 64, dtype=dtype)]
+
+    def run(q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        o = ops.attention(*leaves, causal=True, starts=starts)
+        return [o, *torch.autograd.grad(o, leaves, do)]
+
+    (o, dq, _, _), (_, _, dk, dv) = run(*given), run(*given)
+    for t in given[1:3]:
+        t[:, :, :256] = torch.nan
+    for got, want in zip(run(*given)[:2], (o, dq), strict=True):
+        assert torch.equal(got[:, :, 384:], want[:, :, 384:])
+    given = [t.nan_to_num() for t in given]
+    dk, dv = run(*given)[2:]
+    for t in (given[0], given[3]):
+        t[:, :, 384:] = torch.nan
+    for got, want in zip(run(*given)[2:], (dk, dv), strict=True):
+        assert torch.equal(got[:, :, :256], want[:, :, :256])
+
+
+def test_starts_of_any_strides(backend: str) -> None:
+    q, k, v = qkv(2, 2, 30, 30, 8).values()
+    row = starts_of((7, 23))
+    expected = ops.attention(q, k, v, causal=True, starts=row.repeat(2, 1))
+    gaps = row.repeat(2, 1).repeat_interleave(2, dim=1)[:, ::2]
+    for starts in (row.expand(2, 30), gaps, row.repeat(2, 1).t().contiguous().t()):
+        assert torch.equal(ops.attention(q, k, v, causal=True, starts=starts), expected)
+
+
+def test_one_document_is_causal_attention(backend: str) -> None:
+    given = qkv(2, 2, 130, 130, 16).values()
+    for got, want in zip(
+        with_grads(lambda *qkv: ops.attention(*qkv, causal=True, starts=torch.zeros(2, 130).long()), *given),
+        with_grads(lambda *qkv: ops.attention(*qkv, causal=True), *given),
+        strict=True,
+    ):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -293,24 +411,30 @@ def test_one_query_at_a_time(backend: str) -> None:
 
 def test_logsumexp(backend: str) -> None:
     q, k, v = qkv(1, 2, 50, 70, 16).values()
-    _, lse = forward(q, k, v, False, 0.25, 0.0, None)
+    _, lse = forward(q, k, v, False, 0.25, 0.0, None, None)
     expected = torch.logsumexp(q.double() @ k.double().transpose(-1, -2) * 0.25, -1)
     assert lse.dtype == torch.float64 and torch.allclose(lse, expected, rtol=0, atol=1e-5)
 
 
 def test_opcheck(backend: str) -> None:
     q, k, v = qkv(1, 2, 5, 6, 4).values()
-    o, lse = forward(q, k, v, True, 0.5, 0.0, None)
-    opcheck(backward, o, q, k, v, o, lse, True, 0.5, 0.0, None)
-    opcheck(backward, o, q, k, v, o, lse, False, 0.5, 0.5, SEED)
+    same, starts = (q, k[:, :, :5], v[:, :, :5]), starts_of((2, 3))
+    o, lse = forward(q, k, v, True, 0.5, 0.0, None, None)
+    opcheck(backward, o, q, k, v, o, lse, True, 0.5, 0.0, None, None)
+    opcheck(backward, o, q, k, v, o, lse, False, 0.5, 0.5, SEED, None)
+    opcheck(backward, o, *same, o, lse, True, 0.5, 0.5, SEED, starts)
     for grad in (False, True):
         q, k, v = (t.requires_grad_(grad) for t in (q, k, v))
-        opcheck(forward, q, k, v, True, 0.5, 0.0, None)
-        opcheck(forward, q, k, v, False, 0.5, 0.5, SEED)
+        opcheck(forward, q, k, v, True, 0.5, 0.0, None, None)
+        opcheck(forward, q, k, v, False, 0.5, 0.5, SEED, None)
+        opcheck(forward, q, q, q, True, 0.5, 0.5, SEED, starts)
 
 
 def ones(*shape: int, **settings: object) -> Tensor:
     return torch.ones(shape, **settings)
+
+
+STARTS = torch.zeros(2, 5, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -336,8 +460,21 @@ def ones(*shape: int, **settings: object) -> Tensor:
         ({"dropout_p": 0.1}, ValueError, "dropout_p is 0.1 but seed is None"),
         ({"dropout_p": 0.1, "seed": ones(1)}, TypeError, "seed has dtype torch.float32"),
         ({"dropout_p": 0.1, "seed": SEED.repeat(2)}, ValueError, r"seed has shape \(2,\), expected one element"),
+        (
+            {"starts": STARTS, "causal": False},
+            ValueError,
+            "attention: starts with causal False, 5 queries and 5 keys, expected causal True and as many keys as que",
+        ),
+        ({"starts": STARTS, "q": ones(2, 2, 4, 8)}, ValueError, "starts with causal True, 4 queries and 5 keys"),
+        ({"starts": STARTS.int()}, TypeError, "attention: starts has dtype torch.int32 .*, expected torch.int64"),
+        ({"starts": STARTS.to("meta")}, TypeError, "starts has dtype torch.int64 .* on meta, expected .* on cpu"),
+        ({"starts": STARTS[:1]}, ValueError, r"attention: starts has shape \(1, 5\), expected \(2, 5\)"),
+        ({"starts": STARTS + 1}, ValueError, r"starts\[0, 0\] is 1, expected 0 \(the start before it\) to 0 \(its own"),
+        ({"starts": STARTS - 1}, ValueError, r"attention: starts\[0, 0\] is -1, expected 0 "),
+        ({"starts": torch.tensor([[0, 0, 2, 1, 1], [0] * 5])}, ValueError, r"starts\[0, 3\] is 1, expected 2 .* to 3"),
+        ({"starts": torch.tensor([[0] * 5, [0, 0, 0, 4, 4]])}, ValueError, r"starts\[1, 3\] is 4, expected 0 .* to 3"),
     ],
 )
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        ops.attention(**{n: ones(2, 2, 5, 8) for n in "qkv"} | change)
+        ops.attention(**{n: ones(2, 2, 5, 8) for n in "qkv"} | {"causal": True} | change)

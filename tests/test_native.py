@@ -67,12 +67,12 @@ def test_no_memory_is_an_error_that_can_be_survived() -> None:
 import resource, torch, gpt2c
 q = torch.ones(1, 4, 4, 256)
 k = torch.ones(1, 4, 100_000, 256)
-o, lse = torch.ops.gpt2c.attention_forward(q, k, k, False, 1.0, 0.0, None)
+o, lse = torch.ops.gpt2c.attention_forward(q, k, k, False, 1.0, 0.0, None, None)
 room = 2 * k.nbytes + 50_000_000  # for dk and dv, but not for their sums in scratch memory
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + room, resource.RLIM_INFINITY))
 try:
-    torch.ops.gpt2c.attention_backward(o, q, k, k, o, lse, False, 1.0, 0.0, None)
+    torch.ops.gpt2c.attention_backward(o, q, k, k, o, lse, False, 1.0, 0.0, None, None)
 except MemoryError:
     print("caught")
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -20,13 +20,13 @@ void online_softmax(const Block& block, float* scores, Softmax& softmax, const D
     for (int64_t col = 0; col < block.query_vecs(); ++col) {
         block.mask(col, scores);
         float* s = scores + col * W;
-        const int64_t keys = block.keys_seen_by_vec(col);
+        const int64_t first = block.first_key_of_vec(col), end = block.end_key_of_vec(col);
         const vf old_top = load(softmax.top + col * W);
         vf top = old_top;
-        for (int64_t j = 0; j < keys; ++j) top = max(top, load(s + j * kQueries));
+        for (int64_t j = first; j < end; ++j) top = max(top, load(s + j * kQueries));
         const vf base = top > -__builtin_inff() ? top : vf{};  // no key seen yet: any finite number will do
         vf total{};
-        for (int64_t j = 0; j < keys; ++j) {
+        for (int64_t j = first; j < end; ++j) {
             const vf p = exp(load(s + j * kQueries) - base);
             total += p;
             store(s + j * kQueries, p);
@@ -35,7 +35,7 @@ void online_softmax(const Block& block, float* scores, Softmax& softmax, const D
         store(softmax.sum + col * W, load(softmax.sum + col * W) * rescale + total);
         store(softmax.top + col * W, top);
         store(softmax.rescale + col * W, rescale);
-        dropout.apply(block, col, keys, s);
+        dropout.apply(block, col, s);
     }
 }
 
@@ -59,7 +59,7 @@ void forward_block(const AttentionShape& s, const T* q, const T* k, const T* v, 
     float* value_pack = arena.take(kKeys * Dp);
     const Dropout dropout(s, head);
 
-    Block block(s, first_query);
+    Block block(s, head / s.H, first_query);
     pack_rows(q + first_query * q_stride, q_stride, block.queries, kQueries, D, rows);
     transpose(rows, Dp, D, s.scale, queries);
     Softmax softmax;
@@ -72,9 +72,11 @@ void forward_block(const AttentionShape& s, const T* q, const T* k, const T* v, 
         scores_of(block, keys, queries, D, scores);
         online_softmax(block, scores, softmax, dropout);
         rescale_rows(block, softmax.rescale, acc, Dp);
-        for (int64_t i = 0; i < block.queries; i += kTileRows)
-            multiply<true>(kTileRows, Dp / W, block.keys_seen_by(i + kTileRows - 1), DenseM<kQueries>{scores + i},
-                           values.data, values.stride, acc + i * Dp, Dp);
+        for (int64_t i = 0; i < block.queries; i += kTileRows) {
+            const int64_t j = block.first_key_of(i), end = block.end_key_of(i + kTileRows - 1);
+            multiply<true>(kTileRows, Dp / W, end - j, DenseM<kQueries>{scores + j * kQueries + i},
+                           values.data + j * values.stride, values.stride, acc + i * Dp, Dp);
+        }
     }
     for (int64_t i = 0; i < block.queries; ++i) {
         const float sum = softmax.sum[i], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
@@ -129,20 +131,21 @@ struct QueryBlock {
     void softmax_backward(const Block& block, const Dropout& dropout) {
         for (int64_t col = 0; col < block.query_vecs(); ++col) {
             block.mask(col, p);
-            const int64_t keys = block.keys_seen_by_vec(col), c = col * W;
+            const int64_t first = block.first_key_of_vec(col), end = block.end_key_of_vec(col), c = col * W;
             const vf high = load(lse_high + c), low = load(lse_low + c), delta_ = load(delta + c);
-            for (int64_t j = 0; j < keys; ++j) {
+            for (int64_t j = first; j < end; ++j) {
                 float* score = p + j * kQueries + c;
                 store(score, exp(load(score) - high - low));
             }
             // ds = p * (dropout(dp) - delta): the factors go into dp first, into p only after.
-            dropout.apply(block, col, keys, ds + c);
-            for (int64_t j = 0; j < keys; ++j) {
+            dropout.apply(block, col, ds + c);
+            for (int64_t j = first; j < end; ++j) {
                 float* dp = ds + j * kQueries + c;
                 store(dp, load(p + j * kQueries + c) * (load(dp) - delta_));
             }
-            for (int64_t j = keys; j < block.keys; ++j) store(ds + j * kQueries + c, vf{});
-            dropout.apply(block, col, keys, p + c);
+            for (int64_t j = 0; j < first; ++j) store(ds + j * kQueries + c, vf{});
+            for (int64_t j = end > first ? end : first; j < block.keys; ++j) store(ds + j * kQueries + c, vf{});
+            dropout.apply(block, col, p + c);
         }
     }
 
@@ -150,13 +153,15 @@ struct QueryBlock {
     void accumulate(const Block& block, Rows keys, float* dk, float* dv, int64_t Dp) {
         for (int64_t j = 0; j < block.keys; j += kTileRows) {
             const int64_t left = block.keys - j, M = left < kTileRows ? left : kTileRows;
-            const int64_t i = block.first_query_seeing(j), seen = block.queries - i;
+            const int64_t i = block.first_query_of(j), seen = block.end_query_of(j + M - 1) - i;
             multiply<true>(M, Dp / W, seen, DenseK{p + j * kQueries + i, kQueries}, do_ + i * Dp, Dp, dv + j * Dp, Dp);
             multiply<true>(M, Dp / W, seen, DenseK{ds + j * kQueries + i, kQueries}, q + i * Dp, Dp, dk + j * Dp, Dp);
         }
-        for (int64_t i = 0; i < block.queries; i += kTileRows)
-            multiply<true>(kTileRows, Dp / W, block.keys_seen_by(i + kTileRows - 1), DenseM<kQueries>{ds + i},
-                           keys.data, keys.stride, dq + i * Dp, Dp);
+        for (int64_t i = 0; i < block.queries; i += kTileRows) {
+            const int64_t j = block.first_key_of(i), end = block.end_key_of(i + kTileRows - 1);
+            multiply<true>(kTileRows, Dp / W, end - j, DenseM<kQueries>{ds + j * kQueries + i},
+                           keys.data + j * keys.stride, keys.stride, dq + i * Dp, Dp);
+        }
     }
 };
 
@@ -184,7 +189,7 @@ void backward_head(const AttentionShape& s, const T* do_, const T* q, const T* k
     const Dropout dropout(s, head);
 
     for (int64_t first = 0; first < s.Tq; first += kQueries) {
-        Block block(s, first);
+        Block block(s, head / s.H, first);
         queries.load_queries(block, q + first * q_stride, q_stride, do_ + first * do_stride, do_stride,
                              o + first * o_stride, o_stride, lse + first, D, s.scale);
         while (block.next_keys()) {

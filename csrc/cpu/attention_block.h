@@ -43,13 +43,16 @@ struct Block {
     int64_t first_key = 0, keys = 0;  // keys of the present block, at most kKeys
     int64_t end_key;                  // no query of this block sees this key or a later one
     int64_t offset;                   // query i sees keys up to i + offset
+    const int64_t* starts;            // the first key that each of the block's queries sees, or null: 0
     bool causal;
 
-    Block(const AttentionShape& s, int64_t first) : first_query(first) {
+    Block(const AttentionShape& s, int64_t b, int64_t first) : first_query(first) {
         queries = s.Tq - first < kQueries ? s.Tq - first : kQueries;
         causal = s.causal;
         offset = s.Tk - s.Tq;
         end_key = causal && first + queries + offset < s.Tk ? first + queries + offset : s.Tk;
+        starts = s.starts ? s.starts + b * s.Tq + first : nullptr;
+        if (starts) first_key = starts[0] / 4 * 4;  // dropout draws for four keys at a time
     }
 
     bool next_keys() {
@@ -60,30 +63,51 @@ struct Block {
 
     int64_t query_vecs() const { return (queries + W - 1) / W; }
 
-    // How many of the present keys the block's i-th query sees: the first ones, since the mask is causal.
-    int64_t keys_seen_by(int64_t i) const {
+    // The present keys that the block's i-th query sees: from the one to before the other. Both grow with i.
+    int64_t first_key_of(int64_t i) const {
+        if (!starts) return 0;
+        const int64_t hidden = starts[i < queries ? i : queries - 1] - first_key;
+        return hidden < 0 ? 0 : hidden < keys ? hidden : keys;
+    }
+    int64_t end_key_of(int64_t i) const {
         if (!causal) return keys;
         const int64_t seen = first_query + i + offset + 1 - first_key;
         return seen < 0 ? 0 : seen < keys ? seen : keys;
     }
-    int64_t keys_seen_by_vec(int64_t col) const { return keys_seen_by(col * W + W - 1); }
+    // The same of a vector of queries: what any of them sees.
+    int64_t first_key_of_vec(int64_t col) const { return first_key_of(col * W); }
+    int64_t end_key_of_vec(int64_t col) const { return end_key_of(col * W + W - 1); }
 
-    // The block's first query that sees the present block's j-th key.
-    int64_t first_query_seeing(int64_t j) const {
+    // The block's queries that see the present block's j-th key: from the one to before the other.
+    int64_t first_query_of(int64_t j) const {
         if (!causal) return 0;
         const int64_t i = first_key + j - offset - first_query;
         return i < 0 ? 0 : i < queries ? i : queries;
     }
+    int64_t end_query_of(int64_t j) const {
+        int64_t end = queries;
+        if (starts)
+            while (end > 0 && starts[end - 1] > first_key + j) --end;
+        return end;
+    }
 
-    // Sets the scores that the mask hides to -inf (in the first keys_seen_by_vec(col) rows of a column) or to 0 (in
-    // the rows after them, which scores_of has not written).
+    // Sets the scores that the mask hides to -inf, in the rows of a column that some of its queries see, or to 0, in
+    // those before and after, of which scores_of has not written all.
     void mask(int64_t col, float* scores) const {
         float* s = scores + col * W;
-        const int64_t some = keys_seen_by_vec(col);
-        for (int64_t j = keys_seen_by(col * W); j < some; ++j)
-            for (int64_t lane = 0; lane < W; ++lane)
-                if (j >= keys_seen_by(col * W + lane)) s[j * kQueries + lane] = -__builtin_inff();
-        for (int64_t j = some; j < keys; ++j) store(s + j * kQueries, vf{});
+        const int64_t first = first_key_of_vec(col), end = end_key_of_vec(col);
+        const auto hide = [&](int64_t from, int64_t to) {
+            for (int64_t j = from; j < to; ++j)
+                for (int64_t lane = 0; lane < W; ++lane) {
+                    const int64_t i = col * W + lane;
+                    if (j < first_key_of(i) || j >= end_key_of(i)) s[j * kQueries + lane] = -__builtin_inff();
+                }
+        };
+        const int64_t all_from = first_key_of(col * W + W - 1), all_to = end_key_of(col * W);
+        hide(first, all_from < end ? all_from : end);
+        hide(all_to > first ? all_to : first, end);
+        for (int64_t j = 0; j < first; ++j) store(s + j * kQueries, vf{});
+        for (int64_t j = end > first ? end : first; j < keys; ++j) store(s + j * kQueries, vf{});
     }
 };
 
@@ -130,11 +154,10 @@ static inline void transpose(const float* rows, int64_t Dp, int64_t D, float sca
 // out (keys, kQueries) = rows (keys, D) times columns (D, kQueries), where the mask lets anything be seen.
 static inline void scores_of(const Block& block, Rows rows, const float* columns, int64_t D, float* out) {
     for (int64_t j = 0; j < block.keys; j += kTileRows) {
-        const int64_t col = block.first_query_seeing(j) / W * W;
-        const int64_t left = block.keys - j;
-        multiply<false>(left < kTileRows ? left : kTileRows, block.query_vecs() - col / W, D,
-                        DenseK{rows.data + j * rows.stride, rows.stride}, columns + col, kQueries,
-                        out + j * kQueries + col, kQueries);
+        const int64_t left = block.keys - j, M = left < kTileRows ? left : kTileRows;
+        const int64_t col = block.first_query_of(j) / W * W, end = block.end_query_of(j + M - 1);
+        multiply<false>(M, (end + W - 1) / W - col / W, D, DenseK{rows.data + j * rows.stride, rows.stride},
+                        columns + col, kQueries, out + j * kQueries + col, kQueries);
     }
 }
 
@@ -148,13 +171,14 @@ class Dropout {
           drop_below_(s.drop_below),
           keep_scale_(s.keep_scale) {}
 
-    // Multiplies the first `keys` entries of the column that starts at a by 0 or keep_scale.
-    void apply(const Block& block, int64_t col, int64_t keys, float* a) const {
+    // Multiplies what the column that starts at a sees by 0 or keep_scale.
+    void apply(const Block& block, int64_t col, float* a) const {
         if (!on_) return;
-        for (int64_t j = 0; j < keys; j += 4) {
+        const int64_t end = block.end_key_of_vec(col);
+        for (int64_t j = block.first_key_of_vec(col) / 4 * 4; j < end; j += 4) {
             vu words[4];
             draw(block, col, j, words);
-            for (int64_t r = 0; r < 4 && j + r < keys; ++r) {
+            for (int64_t r = 0; r < 4 && j + r < end; ++r) {
                 const vf factor = words[r] >= drop_below_ ? broadcast(keep_scale_) : vf{};
                 store(a + (j + r) * kQueries, load(a + (j + r) * kQueries) * factor);
             }

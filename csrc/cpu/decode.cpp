@@ -129,7 +129,7 @@ class Step {
 
     void embed(int64_t b) const {
         embedding_forward(DType::f32, ids_ + b, vectors_[0], vectors_[1], h_ + b * s_.C, 1, 1, s_.C, s_.V, s_.position,
-                          1);
+                          nullptr, 1);
         norm(b, 0, kLn1Weight);
     }
 

@@ -12,7 +12,7 @@ int64_t first_out_of_range(const int64_t* idx, int64_t size, int64_t V) {
 }  // namespace
 
 int64_t embedding_forward(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x, int64_t B,
-                          int64_t T, int64_t C, int64_t V, int64_t start, int threads) {
+                          int64_t T, int64_t C, int64_t V, int64_t start, const int64_t* positions, int threads) {
     const int64_t bad = first_out_of_range(idx, B * T, V);
     if (bad >= 0) return bad;
     constexpr int64_t kRows = 8;
@@ -24,7 +24,7 @@ int64_t embedding_forward(DType dtype, const int64_t* idx, const void* wte, cons
         parallel_for((B * T + kRows - 1) / kRows, threads, [&](int64_t task) {
             for (int64_t n = task * kRows; n < B * T && n < (task + 1) * kRows; ++n) {
                 const E* token = wte_ + idx[n] * C;
-                const E* position = wpe_ + (start + n % T) * C;
+                const E* position = wpe_ + (positions ? positions[n] : start + n % T) * C;
                 for_lanes(C, [&](int64_t c, auto lanes) {
                     lanes.put(x_ + n * C + c, lanes.get(token + c) + lanes.get(position + c));
                 });
@@ -37,7 +37,8 @@ int64_t embedding_forward(DType dtype, const int64_t* idx, const void* wte, cons
 // Tasks are blocks of columns: each walks all positions in order, so that no two tasks write the same element and no
 // sorting is needed for a fixed order of addition.
 int64_t embedding_backward(DType dtype, const int64_t* idx, const int64_t*, const void* dx, float* dwte, float* dwpe,
-                           int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start, int threads) {
+                           int64_t B, int64_t T, int64_t C, int64_t V, int64_t P, int64_t start,
+                           const int64_t* positions, const int64_t*, int threads) {
     const int64_t bad = first_out_of_range(idx, B * T, V);
     if (bad >= 0) return bad;
     constexpr int64_t kZeros = 1 << 16, kColumns = 64;
@@ -53,7 +54,7 @@ int64_t embedding_backward(DType dtype, const int64_t* idx, const int64_t*, cons
             for (int64_t n = 0; n < B * T; ++n) {
                 const E* row = dx_ + n * C + c0;
                 float* token = dwte + idx[n] * C + c0;
-                float* position = dwpe + (start + n % T) * C + c0;
+                float* position = dwpe + (positions ? positions[n] : start + n % T) * C + c0;
                 for_lanes(size, [&](int64_t c, auto lanes) {
                     const vf d = lanes.get(row + c);
                     lanes.put(token + c, lanes.get(token + c) + d);

@@ -83,22 +83,41 @@ struct Piece {
     }
 };
 
-// Query i sees the keys up to i + offset, and key j is seen by the queries from j - offset on.
+// Query i sees the keys from first_key(i) up to i + offset, and key j is seen by the queries from j - offset on that do
+// not start after it.
 struct Mask {
     bool causal;
     int Tq, Tk, offset;
+    const int64_t* starts;  // the first key of each query of a row, or null: 0
 
-    __device__ explicit Mask(const AttentionShape& s)
+    __device__ Mask(const AttentionShape& s, int b)
         : causal(s.causal),
           Tq(static_cast<int>(s.Tq)),
           Tk(static_cast<int>(s.Tk)),
-          offset(static_cast<int>(s.Tk - s.Tq)) {}
+          offset(static_cast<int>(s.Tk - s.Tq)),
+          starts(s.starts ? s.starts + b * s.Tq : nullptr) {}
 
+    // As far as the ends of keys and the causal mask go; first_key says the rest.
     __device__ bool sees(int query, int key) const { return key < Tk && (!causal || key <= query + offset); }
+    // No query from this one on sees a key before it.
+    __device__ int first_key(int query) const { return starts ? static_cast<int>(starts[min(query, Tq - 1)]) : 0; }
     // No query up to `query` sees this key or a later one.
     __device__ int end_key(int query) const { return causal ? max(0, min(Tk, min(query, Tq - 1) + offset + 1)) : Tk; }
     // No query before this one sees `key` or a later one.
     __device__ int first_query(int key) const { return causal ? max(0, key - offset) : 0; }
+    // No query from this one on sees `key` or an earlier one. Called by whole warps, which look at 32 places at a time.
+    __device__ int end_query(int key) const {
+        if (!starts) return Tq;
+        int end = 0, left = Tq;  // the queries before `end` start by then; `left` queries after them may
+        while (left > 0) {
+            const int step = (left + kWarp - 1) / kWarp, place = (static_cast<int>(threadIdx.x) % kWarp + 1) * step - 1;
+            const bool by_then = place < left && starts[end + place] <= key;
+            const int passed = __popc(__ballot_sync(kAllLanes, by_then)) * step;
+            end += passed;
+            left = min(left - passed, step - 1);
+        }
+        return end;
+    }
 };
 
 // The dropout mask of one head: a function of seed and position alone.
@@ -149,7 +168,8 @@ class Dropout {
 // What the backward needs of a query: its logsumexp in two fp32 parts, whose difference from a score is exact where the
 // score is large, and delta = do . o. Rows that see no key have high = inf: their probabilities are 0.
 struct __align__(16) RowStats {
-    float high, low, delta, unused;
+    float high, low, delta;
+    int first_key;  // that the query sees
 
     __device__ float probability(float score) const { return exp2_approx((score - high - low) * kLog2E); }
 };

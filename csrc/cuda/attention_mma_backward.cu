@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kMmaThreads, D == 64 ? 3 : 2)
     };
 
     const Piece piece(s, blocks);
-    const Mask mask(s);
+    const Mask mask(s, piece.b);
     const Dropout dropout(s, piece.head);
     const int b = piece.b, h = piece.h, columns = static_cast<int>(s.D), lane = threadIdx.x % kWarp;
     const int own_end = kKeys ? mask.Tk : mask.Tq, other_end = kKeys ? mask.Tq : mask.Tk;
@@ -48,8 +48,9 @@ __global__ void __launch_bounds__(kMmaThreads, D == 64 ? 3 : 2)
         cp_async_commit();
     };
 
-    const int start = kKeys ? mask.first_query(first_own) / N : 0;
-    const int stop = ((kKeys ? mask.Tq : mask.end_key(first_own + kOwn - 1)) + N - 1) / N;
+    const int start = (kKeys ? mask.first_query(first_own) : mask.first_key(first_own)) / N;
+    const int last_own = first_own + kOwn - 1;
+    const int stop = ((kKeys ? mask.end_query(last_own) : mask.end_key(last_own)) + N - 1) / N;
     if (start < stop) {
         copy_tile<kOwn>(own_tile, own.row(b, h, 0), own.strides.t, first_own, own_end, columns);
         copy_tile<kOwn>(own_up_tile, own_up.row(b, h, 0), own_up.strides.t, first_own, own_end, columns);
@@ -60,9 +61,10 @@ __global__ void __launch_bounds__(kMmaThreads, D == 64 ? 3 : 2)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int query = lane_own + 8 * half;
-            own_stats[half] = query < mask.Tq ? stats[query] : RowStats{INFINITY, 0.0f, 0.0f, 0.0f};
+            own_stats[half] = query < mask.Tq ? stats[query] : RowStats{INFINITY, 0.0f, 0.0f, 0};
         }
     }
+    const int warp_from = kKeys ? 0 : mask.first_key(warp_own + 15);  // what comes before, not all its queries see
     OwnRows<T, D, 1, held> own_rows(own_tile, warp_row), own_up_rows(own_up_tile, warp_row);
     Fragments<1, D> acc = {}, acc_up = {};
     for (int tile = start; tile < stop; ++tile) {
@@ -75,7 +77,13 @@ __global__ void __launch_bounds__(kMmaThreads, D == 64 ? 3 : 2)
         multiply<N>(own_rows, other_tile(tile), p);
         multiply<N>(own_up_rows, other_up_tile(tile), ds);
         const int first_other = tile * N, lane_other = first_other + 2 * (lane % 4);
-        const bool masked = kKeys ? !mask.sees(first_other, warp_own + 15) : !mask.sees(warp_own, first_other + N - 1);
+        bool masked;
+        if constexpr (kKeys) {
+            const int last_query = min(N, mask.Tq - first_other) - 1;
+            masked = !mask.sees(first_other, warp_own + 15) || tile_stats(tile)[last_query].first_key > warp_own;
+        } else {
+            masked = !mask.sees(warp_own, first_other + N - 1) || first_other < warp_from;
+        }
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {
             float kept[4] = {1.0f, 1.0f, 1.0f, 1.0f};
@@ -88,9 +96,9 @@ __global__ void __launch_bounds__(kMmaThreads, D == 64 ? 3 : 2)
                 else
                     row = own_stats[e / 2];
                 const int own_index = lane_own + e / 2 * 8, other_index = lane_other + 8 * n + e % 2;
+                const int query = kKeys ? other_index : own_index, key = kKeys ? own_index : other_index;
                 float prob = row.probability(p[0][n][e] * s.scale);
-                if (masked && !(kKeys ? mask.sees(other_index, own_index) : mask.sees(own_index, other_index)))
-                    prob = 0.0f;
+                if (masked && (!mask.sees(query, key) || key < row.first_key)) prob = 0.0f;
                 p[0][n][e] = prob * kept[e];
                 ds[0][n][e] = prob * (ds[0][n][e] * kept[e] - row.delta);
             }

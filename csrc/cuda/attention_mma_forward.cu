@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
     const auto value_tile = [&](int tile) { return HalfTile<T, D>{key_tile(tile).data + kKeys * D}; };
 
     const Piece piece(s, blocks);
-    const Mask mask(s);
+    const Mask mask(s, piece.b);
     const Dropout dropout(s, piece.head);
     const int columns = static_cast<int>(s.D), lane = threadIdx.x % kWarp;
     const int first_query = piece.index * kQueries, warp_row = static_cast<int>(threadIdx.x) / kWarp * 16 * M;
@@ -75,32 +75,39 @@ __global__ void __launch_bounds__(kMmaThreads, 1)
         cp_async_commit();
     };
 
-    const int tiles = (mask.end_key(first_query + kQueries - 1) + kKeys - 1) / kKeys;
-    if (tiles > 0) {
+    const int start = mask.first_key(first_query) / kKeys;
+    const int stop = (mask.end_key(first_query + kQueries - 1) + kKeys - 1) / kKeys;
+    const int all_from = mask.first_key(warp_query + 16 * M - 1);  // what comes before, not all queries of the warp see
+    if (start < stop) {
         copy_tile<kQueries>(query_tile, q.row(piece.b, piece.h, 0), q.strides.t, first_query, mask.Tq, columns);
-        copy_keys(0);
+        copy_keys(start);
     }
     OwnRows<T, D, M, held> queries(query_tile, warp_row);
     RowSoftmax<M, kKeys> softmax;
     Fragments<M, D> acc = {};
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = start; tile < stop; ++tile) {
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, and the one before it has been read
-        if (tile + 1 < tiles) copy_keys(tile + 1);
-        if (tile == 0) queries.hold();
+        if (tile + 1 < stop) copy_keys(tile + 1);
+        if (tile == start) queries.hold();
 
         Fragments<M, kKeys> scores;
         multiply<kKeys>(queries, key_tile(tile), scores);
         const int lane_key = tile * kKeys + 2 * (lane % 4), last_key = tile * kKeys + kKeys - 1;
-        if (!mask.sees(warp_query, last_key)) {
+        if (!mask.sees(warp_query, last_key) || tile * kKeys < all_from) {
 #pragma unroll
             for (int m = 0; m < M; ++m)
 #pragma unroll
-                for (int n = 0; n < kKeys / 8; ++n)
+                for (int half = 0; half < 2; ++half) {
+                    const int query = lane_query + 16 * m + 8 * half, first_key = mask.first_key(query);
 #pragma unroll
-                    for (int e = 0; e < 4; ++e)
-                        if (!mask.sees(lane_query + 16 * m + e / 2 * 8, lane_key + 8 * n + e % 2))
-                            scores[m][n][e] = -INFINITY;
+                    for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            const int key = lane_key + 8 * n + e;
+                            if (!mask.sees(query, key) || key < first_key) scores[m][n][2 * half + e] = -INFINITY;
+                        }
+                }
         }
 #pragma unroll
         for (int m = 0; m < M; ++m) {

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(ForwardTiling<DP>::kThreads, 1)
     const Factors<Tiling> factors{keys.data + Tiling::kOther * DP};
 
     const Piece piece(s, blocks);
-    const Mask mask(s);
+    const Mask mask(s, piece.b);
     const Dropout dropout(s, piece.head);
     const int tx = threadIdx.x % Tiling::TX, ty = threadIdx.x / Tiling::TX;
     const int D = static_cast<int>(s.D), chunks = (D + 3) / 4;
@@ -63,8 +63,12 @@ __global__ void __launch_bounds__(ForwardTiling<DP>::kThreads, 1)
     load_tile<Tiling::kOwn, Tiling>(queries, q.row(piece.b, piece.h, 0), q.strides.t, first_query, mask.Tq, D, aligned);
     RowSoftmax<Tiling> softmax;
     Accumulator<Tiling> acc = {};
+    int first_keys[Tiling::RM];
+#pragma unroll
+    for (int i = 0; i < Tiling::RM; ++i) first_keys[i] = mask.first_key(first_query + ty * Tiling::RM + i);
+    const int start = mask.first_key(first_query) / Tiling::kOther * Tiling::kOther;
     const int end_key = mask.end_key(first_query + Tiling::kOwn - 1);
-    for (int first_key = 0; first_key < end_key; first_key += Tiling::kOther) {
+    for (int first_key = start; first_key < end_key; first_key += Tiling::kOther) {
         __syncthreads();  // the values of the previous tile have been read
         load_tile<Tiling::kOther, Tiling>(keys, k_rows, k.strides.t, first_key, mask.Tk, D, aligned);
         __syncthreads();
@@ -75,7 +79,8 @@ __global__ void __launch_bounds__(ForwardTiling<DP>::kThreads, 1)
             const int query = first_query + ty * Tiling::RM + i, key = first_key + tx * Tiling::RN;
 #pragma unroll
             for (int j = 0; j < Tiling::RN; ++j)
-                scores[i][j] = mask.sees(query, key + j) ? scores[i][j] * s.scale : -INFINITY;
+                scores[i][j] =
+                    mask.sees(query, key + j) && key + j >= first_keys[i] ? scores[i][j] * s.scale : -INFINITY;
             const float rescale = softmax.update(i, scores[i]);
 #pragma unroll
             for (int c = 0; c < Tiling::kColumns; ++c)
@@ -138,7 +143,8 @@ __global__ void __launch_bounds__(StatsRows<T, DP>::kThreads)
     const double exact = lse[row];
     const bool empty = exact == -INFINITY;
     const float high = static_cast<float>(exact);
-    stats[row] = {empty ? INFINITY : high, empty ? 0.0f : static_cast<float>(exact - double{high}), sum, 0.0f};
+    stats[row] = {empty ? INFINITY : high, empty ? 0.0f : static_cast<float>(exact - double{high}), sum,
+                  Mask(s, piece.b).first_key(static_cast<int>(query))};
 }
 
 // One kernel for both sides of the backward, which are mirror images:
@@ -160,7 +166,7 @@ __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
     const Factors<Tiling> p_factors{ds_factors.data + Tiling::kOwn * Tiling::kOther};
 
     const Piece piece(s, blocks);
-    const Mask mask(s);
+    const Mask mask(s, piece.b);
     const Dropout dropout(s, piece.head);
     const int b = piece.b, h = piece.h;
     const int tx = threadIdx.x % Tiling::TX, ty = threadIdx.x / Tiling::TX;
@@ -173,8 +179,10 @@ __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
     load_tile<Tiling::kOwn, Tiling>(own_up_tile, own_up.row(b, h, 0), own_up.strides.t, first_own, own_end, D, aligned);
     Accumulator<Tiling> acc = {}, acc_up = {};
 
-    const int other_end = kKeys ? mask.Tq : mask.end_key(first_own + Tiling::kOwn - 1);
-    const int start = kKeys ? mask.first_query(first_own) / Tiling::kOther * Tiling::kOther : 0;
+    const int last_own = first_own + Tiling::kOwn - 1;
+    const int other_end = kKeys ? mask.end_query(last_own) : mask.end_key(last_own);
+    const int start =
+        (kKeys ? mask.first_query(first_own) : mask.first_key(first_own)) / Tiling::kOther * Tiling::kOther;
     for (int first_other = start; first_other < other_end; first_other += Tiling::kOther) {
         __syncthreads();  // the previous tiles have been read
         load_tile<Tiling::kOther, Tiling>(other_tile, other.row(b, h, 0), other.strides.t, first_other,
@@ -200,7 +208,8 @@ __global__ void __launch_bounds__(BackwardTiling<DP>::kThreads, 1)
 #pragma unroll
             for (int j = 0; j < kKeysEach; ++j) {
                 float &score = kKeys ? p[j][i] : p[i][j], &dp = kKeys ? ds[j][i] : ds[i][j];
-                const float prob = mask.sees(query, first_key + j) ? row.probability(score * s.scale) : 0.0f;
+                const bool seen = mask.sees(query, first_key + j) && first_key + j >= row.first_key;
+                const float prob = seen ? row.probability(score * s.scale) : 0.0f;
                 dp = prob * (dp * kept[j] - row.delta);
                 score = prob * kept[j];
             }

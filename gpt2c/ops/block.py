@@ -23,6 +23,7 @@ from torch import Tensor
 from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
 from gpt2c.ops.attention import attention_reference, backward_into, empty_heads
 from gpt2c.ops.attention import run_forward as attention_forward
+from gpt2c.ops.documents import check_starts, checked_starts
 from gpt2c.ops.gelu import run_backward as gelu_backward
 from gpt2c.ops.gelu import run_forward as gelu_forward
 from gpt2c.ops.layernorm import layernorm_reference
@@ -75,13 +76,13 @@ H2 = Kept._fields.index("h2")
 
 
 def block_reference(
-    x: Tensor, h: Tensor | None, weights: Weights, n_head: int, eps: float = 1e-5
+    x: Tensor, h: Tensor | None, weights: Weights, n_head: int, eps: float = 1e-5, starts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     (B, T, C), w = x.shape, Weights(*weights)
     h1 = x if h is None else x + h
     y = layernorm_reference(h1, w.ln_1_weight, w.ln_1_bias, eps)
     q, k, v = (y @ w.qkv_weight + w.qkv_bias).view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
-    o = attention_reference(q, k, v, causal=True).transpose(1, 2).reshape(B, T, C)
+    o = attention_reference(q, k, v, causal=True, starts=starts).transpose(1, 2).reshape(B, T, C)
     h2 = h1 + o @ w.o_weight + w.o_bias
     y = layernorm_reference(h2, w.ln_2_weight, w.ln_2_bias, eps)
     return F.gelu(y @ w.fc_weight + w.fc_bias, approximate="tanh") @ w.proj_weight + w.proj_bias, h2
@@ -96,15 +97,17 @@ def block(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     recompute: bool = False,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, h2) of the layer on x + h; h is None in the first layer.
 
     x, h (B, T, C) fp32, bf16 or, on CUDA, fp16, C a multiple of n_head; weights of the same dtype. dropout_p: of the
     attention's probabilities, whose mask is a function of `seed` (int64, one element), and of both branches, whose
-    masks torch's generator draws. recompute: keep less for the backward and compute it again. Raises ValueError or
-    TypeError where shapes, dtypes or devices differ from that.
+    masks torch's generator draws. recompute: keep less for the backward and compute it again. starts (B, T)
+    int64: attention from starts[b, t] on, see ops.attention. Raises ValueError or TypeError where shapes, dtypes,
+    devices or values differ from that.
     """
-    settings = (n_head, eps, dropout_p, seed if dropout_p > 0 else None)
+    settings = (n_head, eps, dropout_p, seed if dropout_p > 0 else None, starts)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, *weights)):
         return _Block.apply(x, h, *settings, recompute, *weights)[:2]
     out, h2 = _forward(x, h, weights, *settings, 0)[:2]
@@ -115,14 +118,14 @@ def cached_block(
     x: Tensor, h: Tensor | None, weights: Weights, n_head: int, eps: float, cache: Cache
 ) -> tuple[Tensor, Tensor]:
     """block for tokens that come after those of the cache, which takes theirs up; not differentiable."""
-    _check_forward(x, h, weights, n_head, eps, 0.0, None, 0)
-    kept, y = _run_attention_half(x, h, Weights(*weights), n_head, eps, 0.0, None, cache)
+    _check_forward(x, h, weights, n_head, eps, 0.0, None, None, 0)
+    kept, y = _run_attention_half(x, h, Weights(*weights), n_head, eps, 0.0, None, None, cache)
     return _run_mlp_half(kept, y, Weights(*weights), 0.0)[0].view(x.shape), kept.h2.view(x.shape)
 
 
 def _check_forward(
     x: Tensor, h: Tensor | None, weights: list[Tensor], n_head: int, eps: float, dropout_p: float,
-    seed: Tensor | None, keep: int,
+    seed: Tensor | None, starts: Tensor | None, keep: int,
 ) -> None:  # fmt: skip
     check_dims("block", "x", x, "B T C")
     C = x.shape[2]
@@ -137,15 +140,18 @@ def _check_forward(
     wide |= {"fc_bias": (4 * C,), "proj_weight": (4 * C, C)}
     for name, weight in named.items():
         check_shape("block", name, weight, wide.get(name, (C,)))
+    if starts is not None:
+        check_starts("block", starts, tuple(x.shape[:2]), x)
 
 
 def _run_forward(
     x: Tensor, h: Tensor | None, weights: list[Tensor], n_head: int, eps: float, dropout_p: float,
-    seed: Tensor | None, keep: int,
+    seed: Tensor | None, starts: Tensor | None, keep: int,
 ) -> list[Tensor]:  # fmt: skip
     """keep: how many of Kept's fields are returned after out and h2."""
     w = Weights(*weights)
-    kept, y = _run_attention_half(x, h, w, n_head, eps, dropout_p, seed, None)
+    starts = checked_starts("block", starts)
+    kept, y = _run_attention_half(x, h, w, n_head, eps, dropout_p, seed, starts, None)
     out, kept = _run_mlp_half(kept, y, w, dropout_p)
     h2 = kept.h2.view(x.shape)
     # An operator's outputs are tensors of their own: h2 is not kept twice, and neither is x if it is all of h1.
@@ -158,7 +164,7 @@ def _own(field: Tensor, name: str, h: Tensor | None) -> Tensor:
 
 def _run_attention_half(
     x: Tensor, h: Tensor | None, w: Weights, n_head: int, eps: float, dropout_p: float, seed: Tensor | None,
-    cache: Cache | None,
+    starts: Tensor | None, cache: Cache | None,
 ) -> tuple[Kept, Tensor]:  # fmt: skip
     """Kept, still without fc and mask2, and y2."""
     B, T, C = x.shape
@@ -171,7 +177,7 @@ def _run_attention_half(
     q, k, v = _heads(qkv, B, T, n_head)
     if cache is not None:
         k, v = cache.append(k, v)
-    o, lse = attention_forward(q, k, v, True, None, dropout_p, seed)
+    o, lse = attention_forward(q, k, v, True, None, dropout_p, seed, starts)
     a, mask1 = _dropout(multiply(_rows(o), w.o_weight, torch.empty_like(h1), w.o_bias), dropout_p)
     h2, y, mean2, rstd2 = layernorm_forward(a, h1, w.ln_2_weight, w.ln_2_bias, eps)
     none = x.new_empty(0)
@@ -207,7 +213,7 @@ def _rows(o: Tensor) -> Tensor:
 
 def _fake_forward(
     x: Tensor, h: Tensor | None, weights: list[Tensor], n_head: int, eps: float, dropout_p: float,
-    seed: Tensor | None, keep: int,
+    seed: Tensor | None, starts: Tensor | None, keep: int,
 ) -> list[Tensor]:  # fmt: skip
     B, T, C = x.shape
     N = B * T
@@ -224,34 +230,39 @@ def _fake_forward(
 
 def _check_backward(
     dout: Tensor, dh2: Tensor | None, kept: list[Tensor], weights: list[Tensor], n_head: int, eps: float,
-    dropout_p: float, seed: Tensor | None,
+    dropout_p: float, seed: Tensor | None, starts: Tensor | None,
 ) -> None:  # fmt: skip
     check_tensors("block_backward", dout=dout, **Weights(*weights)._asdict())
+    if starts is not None:
+        check_starts("block_backward", starts, tuple(dout.shape[:2]), dout)
 
 
 def _run_backward(
     dout: Tensor, dh2: Tensor | None, kept: list[Tensor], weights: list[Tensor], n_head: int, eps: float,
-    dropout_p: float, seed: Tensor | None,
+    dropout_p: float, seed: Tensor | None, starts: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     """The gradient of x, which is h's too, and those of the weights."""
-    w = Weights(*weights)
+    w, starts = Weights(*weights), checked_starts("block_backward", starts)
     full = (
-        _recompute(kept, w, dout.shape, n_head, eps, dropout_p, seed) if len(kept) < len(Kept._fields) else Kept(*kept)
+        _recompute(kept, w, dout.shape, n_head, eps, dropout_p, seed, starts)
+        if len(kept) < len(Kept._fields)
+        else Kept(*kept)
     )
     dh2, mlp = _run_mlp_backward(full, w, dout.reshape(full.h1.shape), dh2, eps, dropout_p)
-    dx, attn = _run_attention_backward(full, w, dh2, dout.shape[:2], n_head, eps, dropout_p, seed)
+    dx, attn = _run_attention_backward(full, w, dh2, dout.shape[:2], n_head, eps, dropout_p, seed, starts)
     return [dx.view(dout.shape), *attn, *mlp]
 
 
 def _recompute(
-    kept: list[Tensor], w: Weights, shape: torch.Size, n_head: int, eps: float, dropout_p: float, seed: Tensor | None
-) -> Kept:
+    kept: list[Tensor], w: Weights, shape: torch.Size, n_head: int, eps: float, dropout_p: float, seed: Tensor | None,
+    starts: Tensor | None,
+) -> Kept:  # fmt: skip
     """All of Kept from its first fields."""
     h1, mask1, mask2 = kept
     B, T, C = shape
     _, y, mean1, rstd1 = layernorm_forward(h1, None, w.ln_1_weight, w.ln_1_bias, eps)
     qkv = multiply(y, w.qkv_weight, h1.new_empty(B * T, 3 * C), w.qkv_bias)
-    o, lse = attention_forward(*_heads(qkv, B, T, n_head), True, None, dropout_p, seed)
+    o, lse = attention_forward(*_heads(qkv, B, T, n_head), True, None, dropout_p, seed, starts)
     a = multiply(_rows(o), w.o_weight, torch.empty_like(h1), w.o_bias)
     a = _dropped(a, mask1, dropout_p)  # forward and backward multiply by the same
     h2, y, mean2, rstd2 = layernorm_forward(a, h1, w.ln_2_weight, w.ln_2_bias, eps)
@@ -278,7 +289,7 @@ def _run_mlp_backward(
 
 def _run_attention_backward(
     kept: Kept, w: Weights, dh2: Tensor, batch: torch.Size, n_head: int, eps: float, dropout_p: float,
-    seed: Tensor | None,
+    seed: Tensor | None, starts: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     da = _dropped(dh2, kept.mask1, dropout_p)
     do_weight = multiply(_rows(kept.o).t(), da, torch.empty_like(w.o_weight))
@@ -287,7 +298,7 @@ def _run_attention_backward(
     dqkv = torch.empty_like(kept.qkv)
     heads = _heads(kept.qkv, *batch, n_head)
     backward_into(
-        _heads(dqkv, *batch, n_head), do, *heads, kept.o, kept.lse, True, None, dropout_p, seed
+        _heads(dqkv, *batch, n_head), do, *heads, kept.o, kept.lse, True, None, dropout_p, seed, starts
     )  # fmt: skip
     del do
     _, y, _, _ = layernorm_forward(kept.h1, None, w.ln_1_weight, w.ln_1_bias, eps)
@@ -299,15 +310,15 @@ def _run_attention_backward(
 
 def _fake_backward(
     dout: Tensor, dh2: Tensor | None, kept: list[Tensor], weights: list[Tensor], n_head: int, eps: float,
-    dropout_p: float, seed: Tensor | None,
+    dropout_p: float, seed: Tensor | None, starts: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     return [dout.new_empty(dout.shape), *(w.new_empty(w.shape) for w in weights)]
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h, n_head, eps, dropout_p, seed, recompute, *weights):
-        ctx.settings = n_head, eps, dropout_p, seed
+    def forward(ctx, x, h, n_head, eps, dropout_p, seed, starts, recompute, *weights):
+        ctx.settings = n_head, eps, dropout_p, seed, starts
         keep = 3 if recompute else len(Kept._fields)
         out, h2, *kept = _forward(x, h, list(weights), *ctx.settings, keep)
         if h is None:
@@ -327,19 +338,19 @@ class _Block(torch.autograd.Function):
         dout = torch.zeros_like(dh2) if dout is None else dout
         dx, *grads = _backward(dout, dh2, kept, list(weights), *ctx.settings)
         has_h = ctx.needs_input_grad[1]
-        return dx, dx if has_h else None, None, None, None, None, None, *grads
+        return dx, dx if has_h else None, None, None, None, None, None, None, *grads
 
 
 _forward = define(
     "block_forward(Tensor x, Tensor? h, Tensor[] weights, int n_head, float eps, float dropout_p, Tensor? seed,"
-    " int keep) -> Tensor[]",
+    " Tensor? starts, int keep) -> Tensor[]",
     _check_forward,
     _run_forward,
     _fake_forward,
 )
 _backward = define(
     "block_backward(Tensor dout, Tensor? dh2, Tensor[] kept, Tensor[] weights, int n_head, float eps, float dropout_p,"
-    " Tensor? seed) -> Tensor[]",
+    " Tensor? seed, Tensor? starts) -> Tensor[]",
     _check_backward,
     _run_backward,
     _fake_backward,

@@ -1,6 +1,6 @@
 """The sum of token and position embeddings.
 
-    x[b, t] = wte[idx[b, t]] + wpe[start + t]
+    x[b, t] = wte[idx[b, t]] + wpe[start + t - starts[b, t]],     starts 0 unless given
 
 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.) The backward adds the rows
 of one token up in the order of their positions, so it is deterministic. Kernels: csrc/cpu/embedding.cpp,
@@ -14,25 +14,34 @@ from torch import Tensor
 
 from gpt2c import _native
 from gpt2c.ops._library import check_dims, check_integers, check_shape, check_tensors, define
+from gpt2c.ops.documents import check_starts, checked_starts, positions_of
 
 
-def embedding_reference(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None) -> Tensor:
+def embedding_reference(
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None, starts: Tensor | None = None
+) -> Tensor:
     assert idx.numel() == 0 or idx.max() < (vocab_size or len(wte))
-    return wte[idx] + wpe[start : start + idx.shape[1]]
+    positions = start + torch.arange(idx.shape[1], device=idx.device)
+    return wte[idx] + wpe[positions if starts is None else positions - starts]
 
 
-def embedding(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None) -> Tensor:
-    """x[b, t] = wte[idx[b, t]] + wpe[start + t].
+def embedding(
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None, starts: Tensor | None = None
+) -> Tensor:
+    """x[b, t] = wte[idx[b, t]] + wpe[start + t - starts[b, t]].
 
     idx (B, T) int64 with ids in [0, vocab_size); wte (Vp, C), wpe (P, C) fp32, bf16 or, on CUDA, fp16; vocab_size at
-    most Vp, which it is for None: the rows after it are padding; start in [0, P - T]. Returns x (B, T, C). Raises
-    IndexError for an id or a position out of range (on CUDA, an id out of range fails an assertion on the device
-    instead), ValueError or TypeError for a wrong shape, dtype or device.
+    most Vp, which it is for None: the rows after it are padding; start in [0, P - T]; starts (B, T) int64, where the
+    token's document begins in its row, 0 <= starts[b, t] <= t and never falling along t, or None for 0. Returns x
+    (B, T, C). Raises IndexError for an id or a position out of range, ValueError or TypeError for a wrong shape, dtype,
+    device or value of starts (on CUDA, ids and starts out of range fail an assertion on the device instead).
     """
-    return _forward(idx, wte, wpe, start, vocab_size)
+    return _forward(idx, wte, wpe, start, vocab_size, starts)
 
 
-def _check_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None) -> None:
+def _check_forward(
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None, starts: Tensor | None
+) -> None:
     check_dims("embedding", "idx", idx, "B T")
     check_dims("embedding", "wte", wte, "V C")
     check_dims("embedding", "wpe", wpe, "P C")
@@ -42,15 +51,21 @@ def _check_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size
     _check_positions("embedding", idx, start, wpe.shape[0])
     if vocab_size is not None and not 0 < vocab_size <= wte.shape[0]:
         raise ValueError(f"embedding: vocab_size is {vocab_size}, expected 1 to {wte.shape[0]}, the rows of wte")
+    if starts is not None:
+        check_starts("embedding", starts, tuple(idx.shape), wte)
 
 
-def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None) -> Tensor:
+def _run_forward(
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None, starts: Tensor | None
+) -> Tensor:
     (B, T), (Vp, C) = idx.shape, wte.shape
     V = Vp if vocab_size is None else vocab_size
-    x = _fake_forward(idx, wte, wpe, start, vocab_size)
-    idx = idx.contiguous()
+    x = _fake_forward(idx, wte, wpe, start, vocab_size, starts)
+    idx, positions = idx.contiguous(), _positions("embedding", start, starts)
     _native.assert_on_device(idx, V)
-    bad = _native.call("embedding_forward", wte.dtype, idx, wte.contiguous(), wpe.contiguous(), x, B, T, C, V, start)
+    bad = _native.call(
+        "embedding_forward", wte.dtype, idx, wte.contiguous(), wpe.contiguous(), x, B, T, C, V, start, positions
+    )
     if bad >= 0:
         raise IndexError(
             f"embedding: idx[{bad // T}, {bad % T}] is {idx.view(-1)[bad].item()}, expected ids in [0, {V})"
@@ -58,7 +73,15 @@ def _run_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: 
     return x
 
 
-def _fake_forward(idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None) -> Tensor:
+def _positions(op: str, start: int, starts: Tensor | None) -> Tensor | None:
+    """Of each token, for the kernels; None where its column says it."""
+    starts = checked_starts(op, starts)
+    return None if starts is None else start + positions_of(starts)
+
+
+def _fake_forward(
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int, vocab_size: int | None, starts: Tensor | None
+) -> Tensor:
     return wte.new_empty(*idx.shape, wte.shape[1])
 
 
@@ -69,17 +92,17 @@ def _check_positions(op: str, idx: Tensor, start: int, P: int) -> None:
 
 
 def tied_embedding(
-    idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None
+    idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, vocab_size: int | None = None, starts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(embedding(idx, wte, wpe, start, vocab_size), head), where head is wte, for the product with the head.
+    """(embedding(idx, wte, wpe, start, vocab_size, starts), head), where head is wte, for the product with the head.
 
     wte's two gradients then meet here: the embedding's rows are added in place to the gradient that arrives for head,
     a tensor that must be the head's own. Autograd alone would make a second matrix of wte's size, zero it and add both.
     """
-    return _TiedEmbedding.apply(idx, wte, wpe, start, vocab_size)
+    return _TiedEmbedding.apply(idx, wte, wpe, start, vocab_size, starts)
 
 
-def _check_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> None:
+def _check_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int, starts: Tensor | None) -> None:
     check_dims("embedding_backward", "idx", idx, "B T")
     check_dims("embedding_backward", "dx", dx, "B T C")
     check_dims("embedding_backward", "dwte", dwte, "V C")
@@ -91,15 +114,18 @@ def _check_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -
     if not dwte.is_contiguous():
         raise ValueError(f"embedding_backward: dwte has strides {dwte.stride()}, expected it contiguous")
     _check_positions("embedding_backward", idx, start, P)
+    if starts is not None:
+        check_starts("embedding_backward", starts, tuple(idx.shape), dx)
 
 
-def _run_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> Tensor:
+def _run_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int, starts: Tensor | None) -> Tensor:
     B, T, C = dx.shape
+    positions = _positions("embedding_backward", start, starts)
     V = dwte.shape[0]
     dwpe = torch.empty(P, C, dtype=torch.float32, device=dx.device)
     bad = _native.call(
         "embedding_backward", dx.dtype, idx.contiguous(), _native.stable_order(idx), dx.contiguous(), dwte, dwpe,
-        B, T, C, V, P, start,
+        B, T, C, V, P, start, positions, None if positions is None else _native.stable_order(positions),
     )  # fmt: skip
     if bad >= 0:
         raise IndexError(f"embedding_backward: idx[{bad // T}, {bad % T}] is out of range, expected ids in [0, {V})")
@@ -107,50 +133,50 @@ def _run_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> 
     return dwpe.to(dx.dtype)
 
 
-def _fake_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int) -> Tensor:
+def _fake_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int, starts: Tensor | None) -> Tensor:
     return dx.new_empty(P, dx.shape[2])
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, idx, wte, wpe, start, vocab_size):
-        ctx.save_for_backward(idx)
+    def forward(ctx, idx, wte, wpe, start, vocab_size, starts):
+        ctx.save_for_backward(idx, starts)
         ctx.settings = wte.shape[0], wpe.shape[0], start
-        return _forward(idx, wte, wpe, start, vocab_size)
+        return _forward(idx, wte, wpe, start, vocab_size, starts)
 
     @staticmethod
     def backward(ctx, dx):
-        (idx,) = ctx.saved_tensors
+        idx, starts = ctx.saved_tensors
         V, P, start = ctx.settings
         dwte = torch.zeros(V, dx.shape[2], dtype=torch.float32, device=dx.device)
-        dwpe = _backward_(dx, idx, dwte, P, start)
-        return None, dwte.to(dx.dtype), dwpe, None, None
+        dwpe = _backward_(dx, idx, dwte, P, start, starts)
+        return None, dwte.to(dx.dtype), dwpe, None, None, None
 
 
 class _TiedEmbedding(_Embedding):
     @staticmethod
-    def forward(ctx, idx, wte, wpe, start, vocab_size):
-        return _Embedding.forward(ctx, idx, wte, wpe, start, vocab_size), wte.view_as(wte)
+    def forward(ctx, idx, wte, wpe, start, vocab_size, starts):
+        return _Embedding.forward(ctx, idx, wte, wpe, start, vocab_size, starts), wte.view_as(wte)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dx, dhead):
-        (idx,) = ctx.saved_tensors
+        idx, starts = ctx.saved_tensors
         _, P, start = ctx.settings
         dwte = dhead.float().contiguous()  # dhead itself, if it is fp32
-        dwpe = _backward_(dx, idx, dwte, P, start)
-        return None, dwte.to(dx.dtype), dwpe, None, None
+        dwpe = _backward_(dx, idx, dwte, P, start, starts)
+        return None, dwte.to(dx.dtype), dwpe, None, None, None
 
 
 _forward = define(
-    "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, int start, int? vocab_size) -> Tensor",
+    "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, int start, int? vocab_size, Tensor? starts) -> Tensor",
     _check_forward,
     _run_forward,
     _fake_forward,
     _Embedding,
 )
 _backward_ = define(
-    "embedding_backward_(Tensor dx, Tensor idx, Tensor(a!) dwte, int P, int start) -> Tensor dwpe",
+    "embedding_backward_(Tensor dx, Tensor idx, Tensor(a!) dwte, int P, int start, Tensor? starts) -> Tensor dwpe",
     _check_backward,
     _run_backward,
     _fake_backward,

@@ -100,9 +100,10 @@ struct Read<Strides> {
 template <>
 struct Read<AttentionShape> {
     static AttentionShape from(Request& r) {
-        return {Read<DType>::from(r),          Read<int64_t>::from(r),  Read<int64_t>::from(r), Read<int64_t>::from(r),
-                Read<int64_t>::from(r),        Read<int64_t>::from(r),  Read<bool>::from(r),    Read<float>::from(r),
-                Read<const int64_t*>::from(r), Read<uint32_t>::from(r), Read<float>::from(r)};
+        return {Read<DType>::from(r),    Read<int64_t>::from(r), Read<int64_t>::from(r),
+                Read<int64_t>::from(r),  Read<int64_t>::from(r), Read<int64_t>::from(r),
+                Read<bool>::from(r),     Read<float>::from(r),   Read<const int64_t*>::from(r),
+                Read<uint32_t>::from(r), Read<float>::from(r),   Read<const int64_t*>::from(r)};
     }
 };
 

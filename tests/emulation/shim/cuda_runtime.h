@@ -72,6 +72,7 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_SITE) {
 #define rsqrtf(x) (1.0f / sqrtf(x))
 inline float __fdividef(float a, float b) { return a / b; }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class To, class From>
 To emulator_bitcast(From from) {
     static_assert(sizeof(To) == sizeof(From), "a bitcast keeps the size");
