@@ -87,6 +87,8 @@ def test_bytes_and_operations_are_those_of_the_contracts() -> None:
     assert work["attention", "forward", "B4 H12 T64 D64 full"].flops == 4 * 4 * 12 * 64 * 64 * 64
     causal = work["attention", "backward", "B4 H12 T64 D64 causal"].flops
     assert causal == 10 * 4 * 12 * 64 * 64 * 65 // 2
+    documents = work["attention", "backward", "B4 H12 T64 D64 causal, documents of 8"].flops
+    assert documents == 10 * 4 * 12 * 64 * 8 * 8 * 9 // 2
     # The tables as the model stores them: padded, and with at least 1024 positions.
     count = gpt2c.GPT2Config().padded_vocab_size * 768 + 1024 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
     assert work["adamw", "update", f"{count:,} parameters"].bytes == 28 * count

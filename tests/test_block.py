@@ -1,6 +1,6 @@
 import pytest
 import torch
-from checks import DTYPES, assert_close, check_deterministic, check_op, opcheck, randn, strided, with_grads
+from checks import DTYPES, assert_close, check_deterministic, check_op, opcheck, randn, starts_of, strided, with_grads
 from torch import Tensor
 
 from gpt2c import ops
@@ -27,11 +27,11 @@ def inputs(B: int, T: int, C: int, dtype: torch.dtype = torch.float32) -> dict[s
     return {"x": randn(B, T, C, dtype=dtype), "h": randn(B, T, C, dtype=dtype), **weights_of(C, dtype)}
 
 
-def check(given: dict[str, Tensor], recompute: bool = False) -> None:
+def check(given: dict[str, Tensor], recompute: bool = False, starts: Tensor | None = None) -> None:
     check_op(
         "block",
-        lambda x, h, *weights: ops.block(x, h, ops.BlockWeights(*weights), HEADS, recompute=recompute),
-        lambda x, h, *weights: ops.block_reference(x, h, ops.BlockWeights(*weights), HEADS),
+        lambda x, h, *weights: ops.block(x, h, ops.BlockWeights(*weights), HEADS, recompute=recompute, starts=starts),
+        lambda x, h, *weights: ops.block_reference(x, h, ops.BlockWeights(*weights), HEADS, starts=starts),
         given,
     )
 
@@ -40,6 +40,20 @@ def check(given: dict[str, Tensor], recompute: bool = False) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 7, 34), (3, 65, 16), (1, 20, 128)])
 def test_reference(backend: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check(inputs(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_documents(backend: str, recompute: bool, dtype: torch.dtype) -> None:
+    check(inputs(2, 73, 32, dtype), recompute, starts_of((1, 7, 65), (73,)))
+
+
+def test_documents_without_gradient(backend: str) -> None:
+    x, h, *weights = inputs(1, 20, 32).values()
+    out = ops.block(x, h, weights, HEADS, starts=starts_of((7, 13)))
+    for at in (slice(0, 7), slice(7, 20)):
+        for got, alone in zip(out, ops.block(x[:, at], h[:, at], weights, HEADS), strict=True):
+            assert_close("block", "output", got[:, at], alone, torch.float32)
 
 
 def test_first_layer(backend: str) -> None:
@@ -52,9 +66,10 @@ def test_first_layer(backend: str) -> None:
     )
 
 
+@pytest.mark.parametrize("starts", [None, starts_of((9, 8), (17,))])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("first", [False, True])
-def test_recomputing_changes_no_bit(backend: str, first: bool, dropout_p: float) -> None:
+def test_recomputing_changes_no_bit(backend: str, first: bool, dropout_p: float, starts: Tensor | None) -> None:
     x, h, *weights = inputs(2, 17, 32).values()
     seed = torch.tensor([5])
 
@@ -64,7 +79,7 @@ def test_recomputing_changes_no_bit(backend: str, first: bool, dropout_p: float)
         return with_grads(
             lambda x, *rest: ops.block(
                 x, rest[12] if len(rest) > 12 else None, rest[:12], HEADS, dropout_p=dropout_p, seed=seed,
-                recompute=recompute,
+                recompute=recompute, starts=starts,
             ),
             *leaves,
         )  # fmt: skip
@@ -175,13 +190,14 @@ def test_without_gradient(backend: str) -> None:
 @pytest.mark.parametrize("keep", [0, 3, len(Kept._fields)])
 def test_opcheck(keep: int) -> None:
     x, h, *weights = inputs(2, 5, 16).values()
-    for stream in (h, None):
-        opcheck(forward, x, stream, weights, HEADS, 1e-5, 0.0, None, keep)
+    starts = starts_of((2, 3), (5,))
+    for stream, starts_ in ((h, starts), (None, None)):
+        opcheck(forward, x, stream, weights, HEADS, 1e-5, 0.0, None, starts_, keep)
     if keep:
-        out, h2, *kept = forward(x, h, weights, HEADS, 1e-5, 0.0, None, keep)
+        out, h2, *kept = forward(x, h, weights, HEADS, 1e-5, 0.0, None, starts, keep)
         if keep > 3:
             kept[Kept._fields.index("h2")] = h2.view(10, 16)
-        opcheck(backward, torch.randn_like(out), h, kept, weights, HEADS, 1e-5, 0.0, None)
+        opcheck(backward, torch.randn_like(out), h, kept, weights, HEADS, 1e-5, 0.0, None, starts)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +208,13 @@ def test_opcheck(keep: int) -> None:
         ({"h": torch.zeros(2, 3, 4, dtype=torch.bfloat16)}, TypeError, "block: h has dtype torch.bfloat16"),
         ({"fc_bias": torch.zeros(4)}, ValueError, r"block: fc_bias has shape \(4,\), expected \(16,\)"),
         ({"n_head": 3}, ValueError, "block: n_head is 3, expected a divisor of 4, the width of x"),
+        ({"starts": torch.zeros(2, 4).long()}, ValueError, r"block: starts has shape \(2, 4\), expected \(2, 3\)"),
+        ({"starts": torch.zeros(2, 3)}, TypeError, "block: starts has dtype torch.float32"),
+        ({"starts": torch.ones(2, 3).long()}, ValueError, r"block: starts\[0, 0\] is 1, expected 0 "),
     ],
 )
 def test_wrong_arguments(change: dict, error: type[Exception], message: str) -> None:
     given = {**inputs(2, 3, 4), "n_head": HEADS, **change}
-    x, h, n_head = given.pop("x"), given.pop("h"), given.pop("n_head")
+    x, h, n_head, starts = given.pop("x"), given.pop("h"), given.pop("n_head"), given.pop("starts", None)
     with pytest.raises(error, match=message):
-        ops.block(x, h, ops.BlockWeights(**given), n_head)
+        ops.block(x, h, ops.BlockWeights(**given), n_head, starts=starts)

@@ -11,6 +11,7 @@ from checks import (
     check_op,
     opcheck,
     randn,
+    starts_of,
     strided,
     with_grads,
 )
@@ -21,11 +22,11 @@ from gpt2c import ops
 forward, backward = torch.ops.gpt2c.embedding_forward.default, torch.ops.gpt2c.embedding_backward_.default
 
 
-def check(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0) -> None:
+def check(idx: Tensor, wte: Tensor, wpe: Tensor, start: int = 0, starts: Tensor | None = None) -> None:
     check_op(
         "embedding",
-        lambda wte, wpe: ops.embedding(idx, wte, wpe, start),
-        lambda wte, wpe: ops.embedding_reference(idx, wte, wpe, start),
+        lambda wte, wpe: ops.embedding(idx, wte, wpe, start, starts=starts),
+        lambda wte, wpe: ops.embedding_reference(idx, wte, wpe, start, starts=starts),
         {"wte": wte, "wpe": wpe},
     )
 
@@ -57,6 +58,22 @@ def test_start(backend: str) -> None:
     check(torch.randint(0, 20, (3, 7)), randn(20, 10), randn(12, 10), start=5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [10, 64])
+@pytest.mark.parametrize("start", [0, 2])
+def test_documents(backend: str, start: int, C: int, dtype: torch.dtype) -> None:
+    # Of some positions there are 200 tokens, of others one.
+    starts = starts_of([1] * 150 + [7, 1, 65], (223,))
+    check(torch.randint(0, 20, (2, 223)), randn(20, C, dtype=dtype), randn(230, C, dtype=dtype), start, starts)
+
+
+def test_documents_are_as_if_alone(backend: str) -> None:
+    idx, wte, wpe = torch.randint(0, 9, (1, 20)), randn(9, 8), randn(20, 8)
+    x = ops.embedding(idx, wte, wpe, starts=starts_of((7, 13)))
+    for at in (slice(0, 7), slice(7, 20)):
+        assert torch.equal(x[:, at], ops.embedding(idx[:, at], wte, wpe))
+
+
 def test_vocab_size(backend: str) -> None:
     idx, wte, wpe = torch.randint(0, 20, (3, 7)), randn(32, 10).requires_grad_(), randn(7, 10)
     (dwte,) = torch.autograd.grad(ops.embedding(idx, wte, wpe, vocab_size=20).sum(), wte)
@@ -76,7 +93,7 @@ def test_weights_may_change_before_the_backward(backend: str) -> None:
 
 def test_bad_ids_in_the_backward(backend: str) -> None:
     with pytest.raises(IndexError, match=r"embedding_backward: idx\[0, 1\] is out of range"):
-        backward(randn(1, 2, 4), torch.tensor([[0, 9]]), randn(9, 4), 5, 0)
+        backward(randn(1, 2, 4), torch.tensor([[0, 9]]), randn(9, 4), 5, 0, None)
 
 
 def test_nan_is_seen(backend: str) -> None:
@@ -108,16 +125,17 @@ def test_double_use(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tied(backend: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("starts", [None, starts_of((3, 4), (7,), (1, 6))])
+def test_tied(backend: str, starts: Tensor | None, dtype: torch.dtype) -> None:
     """wte's gradients as embedding and as head become one."""
     idx = torch.randint(0, 9, (3, 7))
 
     def run(wte: torch.Tensor, wpe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, head = ops.tied_embedding(idx, wte, wpe)
+        x, head = ops.tied_embedding(idx, wte, wpe, starts=starts)
         return x, head * 2
 
     def reference(wte: torch.Tensor, wpe: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return ops.embedding_reference(idx, wte, wpe), wte * 2
+        return ops.embedding_reference(idx, wte, wpe, starts=starts), wte * 2
 
     given = {"wte": randn(9, 130, dtype=dtype), "wpe": randn(7, 130, dtype=dtype)}
     check_op("embedding", run, reference, given)
@@ -135,16 +153,18 @@ def test_tied_needs_no_second_matrix(backend: str) -> None:
     assert torch.equal(dwte, expected) and dwte.data_ptr() == dhead.data_ptr()
 
 
-def test_deterministic(backend: str) -> None:
+@pytest.mark.parametrize("starts", [None, starts_of([7] * 43, [300, 1], [1] * 301)])
+def test_deterministic(backend: str, starts: Tensor | None) -> None:
     idx, wte, wpe = torch.randint(0, 9, (3, 301)), randn(9, 130), randn(301, 130)
-    check_deterministic(lambda: with_grads(lambda wte, wpe: ops.embedding(idx, wte, wpe), wte, wpe))
+    check_deterministic(lambda: with_grads(lambda wte, wpe: ops.embedding(idx, wte, wpe, starts=starts), wte, wpe))
 
 
 def test_opcheck(backend: str) -> None:
     idx, wte, wpe = torch.randint(0, 9, (2, 3)), randn(9, 4), randn(5, 4)
-    opcheck(backward, randn(2, 3, 4), idx, randn(9, 4), 5, 1)
-    for grad in (False, True):
-        opcheck(forward, idx, wte.requires_grad_(grad), wpe.requires_grad_(grad), 1, 9)
+    for starts in (None, starts_of((1, 2), (3,))):
+        opcheck(backward, randn(2, 3, 4), idx, randn(9, 4), 5, 1, starts)
+        for grad in (False, True):
+            opcheck(forward, idx, wte.requires_grad_(grad), wpe.requires_grad_(grad), 1, 9, starts)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +185,10 @@ def test_opcheck(backend: str) -> None:
         ({"wpe": torch.ones(5, 3)}, ValueError, r"wpe has shape \(5, 3\), expected \(5, 4\)"),
         ({"wte": torch.ones(9, 4).half()}, TypeError, "wte has dtype torch.float16, expected torch.float32 or"),
         ({"vocab_size": 10}, ValueError, "vocab_size is 10, expected 1 to 9, the rows of wte"),
+        ({"starts": torch.zeros(3).long()}, ValueError, r"starts has shape \(3,\), expected \(1, 3\)"),
+        ({"starts": torch.zeros(1, 3)}, TypeError, "starts has dtype torch.float32 and layout torch.strided on cpu"),
+        ({"starts": torch.tensor([[0, 0, 3]])}, ValueError, r"starts\[0, 2\] is 3, expected 0 .* to 2 \(its own col"),
+        ({"starts": torch.tensor([[0, 1, 0]])}, ValueError, r"starts\[0, 2\] is 0, expected 1 \(the start before it"),
     ],
 )
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import starts_of
 from torch import Tensor
 from twin import Twin
 
@@ -44,9 +45,11 @@ def make_batch(batch: int = 4, tokens: int = 24, seed: int = 1) -> tuple[Tensor,
     return data[:, :-1], data[:, 1:]  # not contiguous, as training slices its batches
 
 
-def loss_and_gradients(model: torch.nn.Module, idx: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(
+    model: torch.nn.Module, idx: Tensor, targets: Tensor, starts: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
-    loss = model(idx, targets)[1]
+    loss = model(idx, targets)[1] if starts is None else model(idx, targets, starts)[1]
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -202,6 +205,60 @@ def test_tokens_after_the_end_do_not_change_logits():
     torch.testing.assert_close(model(idx[:, :17])[0], model(idx)[0][:, :17], rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE)
 
 
+DOCUMENTS = ((1, 7, 31, 1), (40,), (20, 20))
+
+
+def alone(model: torch.nn.Module, idx: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What DOCUMENTS have, one after another: the mean loss, whose gradients are left, and the logits."""
+    model.zero_grad()
+    total, logits = torch.zeros(()), []
+    for row, lengths in enumerate(DOCUMENTS):
+        begin = 0
+        for length in lengths:
+            at = (slice(row, row + 1), slice(begin, begin + length))
+            logits.append(model(idx[at])[0][0].detach())
+            loss = model(idx[at], targets[at])[1] * length / idx.numel()
+            loss.backward()
+            total += loss.detach()
+            begin += length
+    return total, logits
+
+
+def test_documents_of_a_row_do_not_see_each_other():
+    model = make_model()
+    idx, targets = make_batch(batch=3, tokens=40)
+    starts = starts_of(*DOCUMENTS)
+    twin = Twin.of(model)
+    expected_loss, expected_logits = alone(twin, idx, targets)
+    expected = {name: p.grad.clone() for name, p in twin.named_parameters()}
+    for model.recompute in (False, True):
+        loss, gradients = loss_and_gradients(model, idx, targets, starts)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+        assert_same_gradients(gradients, expected, GRADIENT_TOLERANCE)
+    logits = model(idx, starts=starts)[0].flatten(0, 1).split([len(x) for x in expected_logits])
+    for got, want in zip(logits, expected_logits, strict=True):
+        torch.testing.assert_close(got, want, rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE)
+    changed = idx.clone()
+    changed[0, 8:39] = (changed[0, 8:39] + 1) % V  # the document of 31 tokens
+    kept = torch.ones_like(idx, dtype=torch.bool)
+    kept[0, 8:39] = False
+    before, after = model(idx, starts=starts)[0], model(changed, starts=starts)[0]
+    assert torch.equal(before[kept], after[kept]) and not torch.equal(before[~kept], after[~kept])
+
+
+def test_documents_under_autocast():
+    model = make_model()
+    idx, targets = make_batch(batch=3, tokens=40)
+    starts = starts_of(*DOCUMENTS)
+    loss, gradients = loss_and_gradients(model, idx, targets, starts)
+    with torch.autocast("cpu", torch.bfloat16):
+        low, found = loss_and_gradients(model, idx, targets, starts)
+        assert model(idx, starts=starts)[0].dtype == torch.bfloat16
+    assert abs(low - loss) < 0.02
+    # bf16 keeps 8 bits, see test_bf16_follows_the_parameters; another mask changes gradients by a third and more.
+    assert_same_gradients(found, gradients, 0.1)
+
+
 def test_rows_of_a_batch_do_not_see_each_other():
     model = make_model()
     idx, _ = make_batch(batch=5)
@@ -261,10 +318,10 @@ class TestDropout:
         seeds, rates = [], []
         block, plain_dropout = ops.block, F.dropout
 
-        def spy_block(x, h, weights, n_head, eps, dropout_p, seed, recompute):
+        def spy_block(x, h, weights, n_head, eps, dropout_p, seed, recompute, starts):
             rates.append(dropout_p)
             seeds.append(seed.item())
-            return block(x, h, weights, n_head, eps, dropout_p, seed, recompute)
+            return block(x, h, weights, n_head, eps, dropout_p, seed, recompute, starts)
 
         def spy_dropout(x, p):
             rates.append(p)
@@ -322,6 +379,18 @@ def test_compiled_with_dropout_has_no_graph_break():
     assert loss.isfinite()
 
 
+def test_compiled_documents_have_no_graph_break():
+    model = make_model()
+    idx, targets = make_batch(batch=3, tokens=40)
+    starts = starts_of(*DOCUMENTS)
+    loss, expected = loss_and_gradients(model, idx, targets, starts)
+    model.zero_grad()
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(idx, targets, starts)[1]
+    found.backward()
+    torch.testing.assert_close(found.detach(), loss, rtol=1e-6, atol=0)
+    assert_same_gradients({n: p.grad for n, p in model.named_parameters()}, expected, GRADIENT_TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("idx", "targets", "error", "message"),
     [
@@ -342,6 +411,22 @@ def test_compiled_with_dropout_has_no_graph_break():
 def test_bad_input_is_one_sentence(idx, targets, error, message):
     with pytest.raises(error, match=message) as caught:
         make_model()(idx, targets)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("starts", "error", "message"),
+    [
+        ([[0, 0]], TypeError, "GPT2: starts is a list, expected an int64 tensor"),
+        (torch.zeros(1, 2), TypeError, "GPT2: starts is a float32 tensor, expected an int64 tensor"),
+        (torch.zeros(1, 3).long(), ValueError, r"GPT2: starts has shape \(1, 3\), expected \(1, 2\) as idx"),
+        (torch.zeros(1, 2, device="meta").long(), ValueError, "GPT2: starts is on meta, expected cpu as idx"),
+        (torch.tensor([[0, 2]]), ValueError, r"starts\[0, 1\] is 2, expected 0 \(the start before it\) to 1"),
+    ],
+)
+def test_bad_starts_are_one_sentence(starts, error, message):
+    with pytest.raises(error, match=message) as caught:
+        make_model()(torch.tensor([[1, 2]]), starts=starts)
     assert "\n" not in str(caught.value)
 
 

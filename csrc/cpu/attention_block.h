@@ -96,16 +96,13 @@ struct Block {
     void mask(int64_t col, float* scores) const {
         float* s = scores + col * W;
         const int64_t first = first_key_of_vec(col), end = end_key_of_vec(col);
-        const auto hide = [&](int64_t from, int64_t to) {
-            for (int64_t j = from; j < to; ++j)
-                for (int64_t lane = 0; lane < W; ++lane) {
-                    const int64_t i = col * W + lane;
-                    if (j < first_key_of(i) || j >= end_key_of(i)) s[j * kQueries + lane] = -__builtin_inff();
-                }
-        };
         const int64_t all_from = first_key_of(col * W + W - 1), all_to = end_key_of(col * W);
-        hide(first, all_from < end ? all_from : end);
-        hide(all_to > first ? all_to : first, end);
+        for (int64_t j = first; j < (all_from < end ? all_from : end); ++j)
+            for (int64_t lane = 0; lane < W; ++lane)
+                if (j < first_key_of(col * W + lane)) s[j * kQueries + lane] = -__builtin_inff();
+        for (int64_t j = all_to > first ? all_to : first; j < end; ++j)
+            for (int64_t lane = 0; lane < W; ++lane)
+                if (j >= end_key_of(col * W + lane)) s[j * kQueries + lane] = -__builtin_inff();
         for (int64_t j = 0; j < first; ++j) store(s + j * kQueries, vf{});
         for (int64_t j = end > first ? end : first; j < keys; ++j) store(s + j * kQueries, vf{});
     }

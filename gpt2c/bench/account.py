@@ -98,7 +98,9 @@ def _elements(tensors: list) -> int:
 
 
 def _pairs(shape: tuple) -> int:
-    _, B, H, Tq, Tk, D, causal, *_ = shape
+    _, B, H, Tq, Tk, D, causal, *_, starts = shape
+    if starts is not None:  # so many keys less; at T = Tq = Tk
+        return H * D * (B * Tq * (Tq + 1) // 2 - int(starts.sum()))
     return B * H * Tq * Tk * D // (2 if causal else 1)
 
 

@@ -85,7 +85,7 @@ def attention(setting: Setting) -> list[Case]:
     s, e = setting.sizes, setting.dtype.itemsize
     found = attention_of(setting, causal=True)
     if BACKWARD in setting.ways:
-        found += attention_of(setting, causal=False)
+        found += attention_of(setting, causal=False) + attention_of_documents(setting)
     keys = s.B * s.H * s.T * s.D
     work = Work(2 * keys * e, 4 * keys)
     return found + setting.cases(
@@ -104,6 +104,23 @@ def attention_of(setting: Setting, causal: bool) -> list[Case]:
         lambda: [setting.new(s.B, s.H, s.T, s.D) for _ in range(3)],
         Work(4 * tensor + lse, 4 * s.D * pairs), Work(8 * tensor + lse, 10 * s.D * pairs),
         functools.partial(plain_attention, causal=causal),
+    )  # fmt: skip
+
+
+def attention_of_documents(setting: Setting) -> list[Case]:
+    """Rows packed with documents of an eighth of their length; torch's own function gets the mask, made before."""
+    s, e = setting.sizes, setting.dtype.itemsize
+    length = math.ceil(s.T / 8)
+    columns = torch.arange(s.T, device=setting.device)
+    starts = (columns // length * length).expand(s.B, s.T).contiguous()
+    seen = (columns <= columns[:, None]) & (columns >= starts[0, :, None])
+    pairs, tensor, lse = s.B * s.H * int(seen.sum()), s.N * s.C * e, 8 * s.B * s.H * s.T
+    return setting.cases(
+        "attention", f"B{s.B} H{s.H} T{s.T} D{s.D} causal, documents of {length}",
+        functools.partial(ops.attention, causal=True, starts=starts),
+        functools.partial(F.scaled_dot_product_attention, attn_mask=seen),
+        lambda: [setting.new(s.B, s.H, s.T, s.D) for _ in range(3)],
+        Work(4 * tensor + lse, 4 * s.D * pairs), Work(8 * tensor + lse, 10 * s.D * pairs),
     )  # fmt: skip
 
 

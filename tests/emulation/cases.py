@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from checks import randn, with_grads
+from checks import randn, starts_of, with_grads
 from torch import Tensor
 
 import emulation
@@ -43,10 +43,10 @@ def gelu(dtype: torch.dtype, N: int, C: int) -> list[Tensor]:
     return with_grads(ops.bias_gelu, randn(N, C, dtype=dtype), randn(C, dtype=dtype))
 
 
-def embedding(dtype: torch.dtype, V: int, T: int, C: int) -> list[Tensor]:
+def embedding(dtype: torch.dtype, V: int, T: int, C: int, starts: Tensor | None = None) -> list[Tensor]:
     torch.manual_seed(0)
-    idx = torch.randint(0, V, (2, T))
-    return with_grads(lambda wte, wpe: ops.embedding(idx, wte, wpe), randn(V, C, dtype=dtype), randn(T, C, dtype=dtype))
+    idx, wte, wpe = torch.randint(0, V, (2, T)), randn(V, C, dtype=dtype), randn(T, C, dtype=dtype)
+    return with_grads(lambda wte, wpe: ops.embedding(idx, wte, wpe, starts=starts), wte, wpe)
 
 
 def cross_entropy(dtype: torch.dtype, N: int, V: int) -> list[Tensor]:
@@ -70,6 +70,7 @@ class Case(NamedTuple):
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DROPOUT = {"dropout_p": 0.3, "seed": torch.tensor([1])}
+DOCUMENTS = {"causal": True, "starts": starts_of((1, 70, 121))}
 
 
 # Attention's cases have full tiles, so that all lanes take part in each access and bank conflicts are counted as they
@@ -86,6 +87,7 @@ def _tensor_core_cases() -> Iterator[tuple[str, Case]]:
                 # With one tile of keys, no barrier between the tiles helps.
                 yield f"{name}{kind}-one-tile", Case(partial(attention, dtype, D, 128, 16, **settings), sm)
             yield f"{name}-causal", Case(partial(attention, dtype, D, 128, 128, causal=True), sm)
+            yield f"{name}-documents", Case(partial(attention, dtype, D, 192, 192, **DOCUMENTS), sm)
 
 
 def _other_attention_cases() -> Iterator[tuple[str, Case]]:
@@ -99,6 +101,7 @@ def _other_attention_cases() -> Iterator[tuple[str, Case]]:
             f"{name}-64-simt-causal",
             Case(partial(attention, dtype, 64, 128, 128, causal=True, scale=-0.1, **DROPOUT)),
         )
+        yield f"{name}-64-simt-documents", Case(partial(attention, dtype, 64, 192, 192, scale=-0.1, **DOCUMENTS))
 
 
 def _other_cases() -> Iterator[tuple[str, Case]]:
@@ -111,6 +114,8 @@ def _other_cases() -> Iterator[tuple[str, Case]]:
         for kind, more in (("", 0), ("-unaligned", 1)):
             yield f"gelu-{short}{kind}", Case(partial(gelu, dtype, 100, 96 + more))
             yield f"embedding-{short}{kind}", Case(partial(embedding, dtype, 11, 9, 96 + more))
+            starts = starts_of((2, 3, 4), (9,))
+            yield f"embedding-{short}{kind}-documents", Case(partial(embedding, dtype, 11, 9, 96 + more, starts))
             yield f"cross_entropy-{short}{kind}", Case(partial(cross_entropy, dtype, 9, 3000 + more))
             yield f"adamw-{short}{kind}", Case(partial(adamw, dtype, 20000 + more))
 
