@@ -84,7 +84,7 @@ def test_a_run_without_its_items_does_not_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "nothing to measure: give --data, --hellaswag or --tasks"),
+        ([], "nothing to measure: give --data, --conversations, --hellaswag or --tasks"),
         (["--hellaswag", "no.jsonl"], "cannot read the HellaSwag items no.jsonl"),
         (["--hellaswag", "x", "--items", "0"], "--items is 0, expected at least 1"),
         (["--data", "embedded", "--context", "99"], "--context is 99, expected at most 16, the model's"),

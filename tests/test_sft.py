@@ -22,6 +22,7 @@ from gpt2c.chat.vocabulary import grow
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
+from gpt2c.evaluation.conversations import exact_replies
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
 from gpt2c.settings import TrainConfig, load_recipe
@@ -249,24 +250,29 @@ def test_it_is_sampled_from_and_evaluated(capsys: pytest.CaptureFixture, finishe
     assert "nats a token" in output(capsys, "eval", run, f"--data={data}", "--val-tokens=200")
 
 
-def test_a_tiny_model_learns_to_answer_what_it_has_not_seen(tmp_path: Path) -> None:
+def test_a_tiny_model_learns_to_answer_what_it_has_not_seen(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     """Say 472 -> 472, of which it sees 900 numbers."""
     told = talks.write(tmp_path / "all.jsonl", talks.echoes())
     start = talks.base(tmp_path / "start", n_embd=64)
     settings = {"batch_size": 16, "steps": 160, "lr": 4e-3, "warmup_steps": 20, "weight_decay": 0.0, "sample_every": 0}
     result = train(talks.config(tmp_path, data=str(told), init=str(start), eval_every=160, **settings))
+    held_out = talks.write(tmp_path / "held-out.jsonl", talks.echoes()[900:940])
     model, tokenizer, _ = load_model(str(result.checkpoint))
-    held_out = talks.echoes()[900:940]
-
-    def right(model: GPT2) -> int:
-        template = template_of(tokenizer)
-        replies = [Reply(model, template, messages[:1], Sampling(8)) for messages in held_out]
-        said = ["".join(reply) for reply in replies]
-        return sum(r.is_whole and s == m[1]["content"] for r, s, m in zip(replies, said, held_out, strict=True))
-
     untrained = load_model(str(start))[0]
     grow(untrained, tokenizer.vocab_size, seed=0)
-    assert right(untrained) == 0 and right(model) >= 38
+    assert exact_replies(untrained, template_of(tokenizer), held_out, 5) == (0, 5)
+    right, asked = exact_replies(model, template_of(tokenizer), held_out, 100)
+    assert asked == 40 and right >= 38
+    # By the command too, and a turn after turns.
+    talks.write(held_out, [talk("Say 123", "123"), talk("Say 4", "5", "Say 1", "7"), talk("x" * 40, "y")])
+    assert main(["eval", str(result.run.folder), f"--conversations={held_out}", f"--json={tmp_path / 'found'}"]) == 0
+    assert "replies          0.2500: 1 of 4 in " in capsys.readouterr().out
+    assert json.loads((tmp_path / "found").read_text())["conversations"]["exact"] == 0.25
+    assert f"{start} has not learned to chat" in error(capsys, "eval", str(start), f"--conversations={held_out}")
+    held_out.write_text("\n")
+    assert "holds no conversation to ask for" in error(
+        capsys, "eval", str(result.run.folder), f"--conversations={held_out}"
+    )
 
 
 def test_messages_that_fill_the_context(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpt2c.chat.template import Encoded, Template
+from gpt2c.chat.template import Encoded, Template, check_conversation
 from gpt2c.data.packed import unpacked
 from gpt2c.errors import UserError, reason
 
@@ -27,12 +26,24 @@ class Conversations:
 
 
 def read_conversations(path: Path, template: Template, context: int) -> Conversations:
-    """The conversations of a file, an object with `messages` on each line, other keys of it ignored.
+    """The conversations of a file, see read_messages, as ids.
 
     One that takes more than `context` columns ends after its last whole reply that fits; without one it is skipped.
-    Raises UserError, with file and line, for a line that is damaged or no conversation.
     """
     found = Conversations()
+    for messages in read_messages(path):
+        _add(found, template.encode(messages), messages, template.end, context)
+    if not found.encoded:
+        skipped = f"; {found.skipped} have no whole reply in the context of {context}" if found.skipped else ""
+        raise UserError(f"{path} holds no conversation to learn from{skipped}")
+    return found
+
+
+def read_messages(path: Path) -> Iterator[list[dict[str, str]]]:
+    """The messages of each line of a file, an object with the list `messages`, other keys of it ignored.
+
+    Raises UserError, with file and line, for a line that is damaged or no conversation.
+    """
     for line, raw in _lines(path):
         where = f"{path}, line {line}"
         try:
@@ -44,17 +55,13 @@ def read_conversations(path: Path, template: Template, context: int) -> Conversa
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} is no conversation: expected an object with a list `messages`") from error
         try:
-            whole = template.encode(messages)
+            check_conversation(messages)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        _add(found, whole, messages, template.end, context)
-    if not found.encoded:
-        skipped = f"; {found.skipped} have no whole reply in the context of {context}" if found.skipped else ""
-        raise UserError(f"{path} holds no conversation to learn from{skipped}")
-    return found
+        yield messages
 
 
-def _add(found: Conversations, whole: Encoded, messages: Sequence[dict[str, Any]], end: int, context: int) -> None:
+def _add(found: Conversations, whole: Encoded, messages: list[dict[str, str]], end: int, context: int) -> None:
     replies = np.flatnonzero(whole.learned & (whole.ids == end)) + 1  # where each one ends
     fitting = replies[replies <= context + 1]  # the last id is a target only, and takes no column
     if not len(fitting):

@@ -80,9 +80,7 @@ class Template:
 
     def encode(self, messages: Sequence[Mapping[str, str]]) -> Encoded:
         """A whole conversation. Raises UserError as `prompt`, or if the assistant says nothing in it."""
-        check_messages(messages)
-        if not any(message["role"] == "assistant" for message in messages):
-            raise UserError("no message has the role 'assistant', so there is nothing to learn")
+        check_conversation(messages)
         return self._encode(messages)
 
     def _encode(self, messages: Sequence[Mapping[str, str]]) -> Encoded:
@@ -105,11 +103,26 @@ def template_of(tokenizer: Tokenizer) -> Template | None:
     return Template(tokenizer) if knows else None
 
 
+def require_template(tokenizer: Tokenizer, model: str) -> Template:
+    """The template of the model of that name; UserError if it has not learned to chat."""
+    template = template_of(tokenizer)
+    if template is None:
+        raise UserError(f"{model} has not learned to chat: fine-tune it on conversations, gpt2c sft --init {model}")
+    return template
+
+
 def chat_tokenizer(tokenizer: Tokenizer) -> AddedTokens:
     """The tokenizer with the four tokens, after any that it has been given before."""
     before = tokenizer.added if isinstance(tokenizer, AddedTokens) else ()
     added = (*before, *(name for name in TOKENS if name not in before))
     return AddedTokens(base_of(tokenizer), added, CHAT_TEMPLATE)
+
+
+def check_conversation(messages: object) -> None:
+    """As check_messages, and raises UserError if the assistant says nothing."""
+    check_messages(messages)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UserError("no message has the role 'assistant', so there is nothing to learn")
 
 
 def check_messages(messages: object) -> None:

@@ -9,7 +9,7 @@ import tyro
 
 from gpt2c.chat.reply import Sampling
 from gpt2c.chat.session import Session
-from gpt2c.chat.template import template_of
+from gpt2c.chat.template import require_template
 from gpt2c.chat.terminal import converse
 from gpt2c.errors import UserError
 from gpt2c.load import load_model
@@ -41,11 +41,7 @@ class Chat:
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
         model, tokenizer, _ = load_model(self.model)
-        template = template_of(tokenizer)
-        if template is None:
-            raise UserError(
-                f"{self.model} has not learned to chat: fine-tune it on conversations, gpt2c sft --init {self.model}"
-            )
+        template = require_template(tokenizer, self.model)
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p, self.seed, self.weights)
         try:
             converse(Session(model, template, self.system, sampling))

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gpt2c.chat.template import require_template
 from gpt2c.data import load_dataset
 from gpt2c.errors import UserError, reason
 from gpt2c.evaluate import loss_sums
 from gpt2c.evaluation import known
+from gpt2c.evaluation.conversations import exact_replies
 from gpt2c.evaluation.hellaswag import ITEMS, evaluate_hellaswag
 from gpt2c.files import write_atomically, writing
 from gpt2c.load import load_model
@@ -26,7 +28,7 @@ VAL_TOKENS = 10 * 2**20  # of FineWeb's validation shard, as the field reports i
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a model: validation loss, HellaSwag, and the tasks of EleutherAI's lm-eval, beside the field's values."""
+    """Measure a model: validation loss, replies, HellaSwag, the tasks of EleutherAI's lm-eval, beside known values."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
@@ -40,6 +42,10 @@ class Eval:
     """Length of the windows in tokens; 0 for the model's context."""
     batch_size: int = 8
     """Windows at a time."""
+    conversations: str = ""
+    """Conversations, as in `gpt2c sft`, of which the replies are counted that the model gives too; none if empty."""
+    replies: int = 1000
+    """Number of those replies, the first ones."""
     hellaswag: str = ""
     """HellaSwag's validation set: its JSON lines file, or `download`; none if empty."""
     items: int = ITEMS
@@ -55,9 +61,9 @@ class Eval:
 
     def run(self) -> int:
         """Write a table to the standard output."""
-        if not (self.data or self.hellaswag or self.tasks):
-            raise UserError("nothing to measure: give --data, --hellaswag or --tasks")
-        for name in ("val_tokens", "batch_size", "items"):
+        if not (self.data or self.conversations or self.hellaswag or self.tasks):
+            raise UserError("nothing to measure: give --data, --conversations, --hellaswag or --tasks")
+        for name in ("val_tokens", "batch_size", "replies", "items"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 1")
         model, tokenizer, folder = load_model(self.model)
@@ -66,6 +72,8 @@ class Eval:
         with autocast(model.wte.weight.device, find_precision("auto", model.wte.weight.device)):
             if self.data:
                 found["validation"] = self._validation(model, tokenizer)
+            if self.conversations:
+                found["conversations"] = self._conversations(model, tokenizer)
             if self.hellaswag:
                 found["hellaswag"] = self._hellaswag(model, tokenizer)
             if self.tasks:
@@ -94,6 +102,12 @@ class Eval:
                 at = f" at step {value.step:,}" if value.step else ""
                 print(f"    {value.loss:.4f}  {value.model}{at}; {value.dataset}")
         return {"loss": loss, "tokens": tokens, "bits_per_byte": bits, "data": self.data, "context": context}
+
+    def _conversations(self, model: GPT2, tokenizer: Tokenizer) -> dict[str, Any]:
+        template = require_template(tokenizer, self.model)
+        right, asked = exact_replies(model, template, Path(self.conversations), self.replies)
+        print(f"replies          {right / asked:.4f}: {right:,} of {asked:,} in {self.conversations} word for word")
+        return {"exact": right / asked, "replies": asked, "data": self.conversations}
 
     def _hellaswag(self, model: GPT2, tokenizer: Tokenizer) -> dict[str, Any]:
         found = evaluate_hellaswag(model, tokenizer, self.hellaswag, self.items)
