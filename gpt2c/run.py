@@ -36,15 +36,20 @@ class Run:
     def create(cls, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
         """Start a run in a new or empty folder; `data` is the fingerprint of its tokens, `facts` are what the record
         says besides, see `facts_of`."""
-        folder = config.out
-        with writing(folder):
-            if folder.is_dir() and any(folder.iterdir()):
-                hint = "add --resume to continue it" if (folder / SETTINGS).exists() else "it is not a run of gpt2c"
-                raise UserError(f"{folder} is not empty: {hint}, or choose another folder with --out")
-            folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder)
+        run = cls(config.out)
+        run.require_empty()
+        with writing(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
         run._write_settings(config, data, facts)
         return run
+
+    def require_empty(self) -> None:
+        """UserError if there is something in the folder."""
+        with writing(self.folder):
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                is_run = (self.folder / SETTINGS).exists()
+                hint = "add --resume to continue it" if is_run else "it is not a run of gpt2c"
+                raise UserError(f"{self.folder} is not empty: {hint}, or choose another folder with --out")
 
     def check(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
         """UserError if the run was started with other settings or data. Nothing is written."""
@@ -82,7 +87,7 @@ class Run:
 
     def add_metrics(self, row: Mapping[str, float | str]) -> None:
         """Append one row to metrics.jsonl."""
-        self._append(self.metrics, json.dumps(row) + "\n")
+        self._append(self.metrics, json.dumps(row, allow_nan=False) + "\n")
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a generated text to samples.txt."""
@@ -118,6 +123,15 @@ def recorded_settings(folder: Path) -> TrainConfig:
     """What a run was started with, wherever its folder lies now; UserError if the folder holds no run."""
     settings = TrainConfig.from_dict(read_settings(folder)["settings"], source=str(folder / SETTINGS))
     return dataclasses.replace(settings, out=folder)
+
+
+def started_by(folder: Path) -> str | None:
+    """The call of torchrun (`distributed.job`) that has started or resumed the run, None if the folder holds no run."""
+    path = folder / SETTINGS
+    if not path.exists():
+        return None
+    read_settings(folder)
+    return json.loads(path.read_bytes()).get("job")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
