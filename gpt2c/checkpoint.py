@@ -131,7 +131,9 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
             raise UserError(f"{path}: {key} does not belong to the model beside it, the checkpoint is damaged")
         state["state"][index[name]][entry] = value
     missing = [name for name in names if not {"exp_avg", "exp_avg_sq", "step"} <= state["state"][index[name]].keys()]
-    if missing:
+    if not tensors and not numbers:  # every update so far was skipped
+        state["state"] = {}
+    elif missing:
         raise UserError(f"{path} is damaged: it lacks the state of {missing[0]}")
     try:
         optimizer.load_state_dict(state)

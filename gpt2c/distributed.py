@@ -7,6 +7,7 @@ All of them call every method, in the same order.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ class Processes:
 def is_restarted() -> bool:
     """Whether torchrun has started these processes anew after one has failed (`--max-restarts`)."""
     return int(os.environ.get(RESTARTS, "0")) > 0
+
+
+def job() -> str:
+    """The call of torchrun that has started this process, the same for all its attempts; empty without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()}, process {os.getppid()}" if name == "none" else name  # torchrun's default for all
 
 
 @contextmanager

@@ -6,8 +6,10 @@ hides; Weights & Biases keeps it and takes no step twice.
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -92,15 +94,48 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+class Lossy:
+    """A sink whose failures end it and not the training: metrics.jsonl has everything."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink: Sink | None = sink
+        self._name = type(sink).__name__
+
+    def add(self, row: Mapping[str, float | str]) -> None:
+        self._try(lambda sink: sink.add(row))
+
+    def text(self, step: int, text: str) -> None:
+        self._try(lambda sink: sink.text(step, text))
+
+    def close(self) -> None:
+        self._try(lambda sink: sink.close())
+
+    def _try(self, work: Callable[[Sink], None]) -> None:
+        try:
+            if self._sink is not None:
+                work(self._sink)
+        except Exception as error:  # of whatever library
+            self._sink = None
+            warnings.warn(f"{self._name} has failed and gets no more: {reason(error)}", stacklevel=3)
+
+
+def require_packages(config: TrainConfig) -> None:
+    """UserError if a package that the settings ask for is not installed."""
+    for flag, wanted in (("--tensorboard", config.tensorboard), ("--wandb", bool(config.wandb))):
+        name = flag.removeprefix("--")
+        if wanted and importlib.util.find_spec(name) is None:
+            raise _missing(flag, name)
+
+
 @contextmanager
 def open_sinks(config: TrainConfig, run: Path, resumed_at: int | None = None) -> Iterator[list[Sink]]:
     """The sinks that the settings ask for, closed at the end, however that comes. UserError if one cannot be had."""
     sinks: list[Sink] = []
     try:
         if config.tensorboard:
-            sinks.append(TensorBoard(run, resumed_at))
+            sinks.append(Lossy(TensorBoard(run, resumed_at)))
         if config.wandb:
-            sinks.append(WeightsAndBiases(run, config))
+            sinks.append(Lossy(WeightsAndBiases(run, config)))
         yield sinks
     finally:
         for sink in sinks:

@@ -98,5 +98,16 @@ class LossScale:
     def held(self) -> None:
         """A step without an overflow."""
         self.steps += 1
-        if self.is_used and self.steps == self.GROW_AFTER:
+        if self.is_used and self.steps >= self.GROW_AFTER:
             self.scale, self.steps = self.scale * 2, 0
+
+    def state(self) -> dict[str, float]:
+        """What a resumed run needs to go on with the same scale, for JSON."""
+        return {"scale": self.scale, "steps": self.steps}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Take over what `state` gave, unless one of the two runs is not in fp16. Raises KeyError, TypeError or
+        ValueError for anything else."""
+        scale, steps = float(state["scale"]), int(state["steps"])
+        if self.is_used and scale != 1.0:
+            self.scale, self.steps = scale, steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -45,8 +46,10 @@ class Progress:
     def update(self, step: int, loss: float, lr: float, norm: float, tok_per_s: float) -> None:
         """One step more is done. A bar shows the loss smoothed: a mean whose weights halve every 14 steps."""
         if self._bar is not None:
-            self._smoothed = loss if self._smoothed is None else 0.95 * self._smoothed + 0.05 * loss
-            text = f"loss {self._smoothed:.3f} lr {lr:.1e} norm {norm:.2f}{self._validation} {tok_per_s:,.0f} tok/s"
+            if math.isfinite(loss):
+                self._smoothed = loss if self._smoothed is None else 0.95 * self._smoothed + 0.05 * loss
+            shown = loss if self._smoothed is None else self._smoothed
+            text = f"loss {shown:.3f} lr {lr:.1e} norm {norm:.2f}{self._validation} {tok_per_s:,.0f} tok/s"
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)  # back, too
             return

@@ -36,19 +36,24 @@ class Run:
     def create(cls, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
         """Start a run in a new or empty folder; `data` is the fingerprint of its tokens, `facts` are what the record
         says besides, see `facts_of`."""
-        folder = config.out
-        with writing(folder):
-            if folder.is_dir() and any(folder.iterdir()):
-                hint = "add --resume to continue it" if (folder / SETTINGS).exists() else "it is not a run of gpt2c"
-                raise UserError(f"{folder} is not empty: {hint}, or choose another folder with --out")
-            folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder)
+        run = cls(config.out)
+        run.require_empty()
+        with writing(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
         run._write_settings(config, data, facts)
         return run
 
+    def require_empty(self) -> None:
+        """UserError if there is something in the folder."""
+        with writing(self.folder):
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                is_run = (self.folder / SETTINGS).exists()
+                hint = "add --resume to continue it" if is_run else "it is not a run of gpt2c"
+                raise UserError(f"{self.folder} is not empty: {hint}, or choose another folder with --out")
+
     def check(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
         """UserError if the run was started with other settings or data. Nothing is written."""
-        recorded = read_settings(self.folder, config.command)
+        recorded = settings_of(self.folder, config.command)
         for name, value in config.to_dict().items():
             found = recorded["settings"].get(name)
             if name not in config.may_change and found != value:
@@ -82,7 +87,7 @@ class Run:
 
     def add_metrics(self, row: Mapping[str, float | str]) -> None:
         """Append one row to metrics.jsonl."""
-        self._append(self.metrics, json.dumps(row) + "\n")
+        self._append(self.metrics, json.dumps(row, allow_nan=False) + "\n")
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a generated text to samples.txt."""
@@ -116,12 +121,29 @@ class Run:
 
 def recorded_settings(folder: Path, kind: type[Config] = TrainConfig) -> Config:
     """What a run was started with, wherever its folder lies now; UserError if the folder holds no run of this kind."""
-    settings = kind.from_dict(read_settings(folder, kind.command)["settings"], source=str(folder / SETTINGS))
+    settings = kind.from_dict(settings_of(folder, kind.command)["settings"], source=str(folder / SETTINGS))
     return dataclasses.replace(settings, out=folder)
 
 
-def read_settings(folder: Path, command: str) -> dict[str, Any]:
-    """run.json; UserError if the folder holds no run, or one that `gpt2c COMMAND` has not started."""
+def started_by(folder: Path) -> str | None:
+    """The call of torchrun (`distributed.job`) that has started or resumed the run, None if the folder holds no run."""
+    path = folder / SETTINGS
+    if not path.exists():
+        return None
+    read_settings(folder)
+    return json.loads(path.read_bytes()).get("job")
+
+
+def settings_of(folder: Path, command: str) -> dict[str, Any]:
+    """run.json of a run that `gpt2c COMMAND` has started; UserError if the folder holds no such run."""
+    found = read_settings(folder)
+    if found["command"] != command:
+        raise UserError(f"{folder} is a run of gpt2c {found['command']}, found gpt2c {command}: go on with the former")
+    return found
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """run.json; UserError if the folder holds no run."""
     path = folder / SETTINGS
     if not path.exists():
         raise UserError(f"{folder} holds no run to resume: start it without --resume")
@@ -129,10 +151,8 @@ def read_settings(folder: Path, command: str) -> dict[str, Any]:
         text = path.read_bytes()
     try:
         record = json.loads(text)
-        found = {name: kind(record[name]) for name, kind in {"settings": dict, "data": dict, "threads": int}.items()}
-        started_by = str(record.get("command", TrainConfig.command))  # runs of earlier versions are of `train`
-    except (ValueError, KeyError, TypeError) as error:
+        record.setdefault("command", TrainConfig.command)  # runs of earlier versions are of `train`
+        kinds = {"settings": dict, "data": dict, "threads": int, "command": str}
+        return {name: kind(record[name]) for name, kind in kinds.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: expected the settings of a gpt2c run") from error
-    if started_by != command:
-        raise UserError(f"{folder} is a run of gpt2c {started_by}, found gpt2c {command}: go on with the former")
-    return found

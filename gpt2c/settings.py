@@ -121,7 +121,7 @@ class TrainConfig:
     accumulation: int = 1
     """Micro-steps per optimizer step, of all processes together: batch_size * accumulation windows in a step."""
     recompute: bool = False
-    """Keep less for the backward and compute it again: a tenth of the activations' memory, a fifth more time."""
+    """Keep less for the backward and compute it again: a tenth of what the layers keep, up to a fifth more time."""
     lr: float = 1e-3
     """Peak learning rate, reached after the warm-up."""
     min_lr: float = 1e-4

@@ -16,7 +16,7 @@ from gpt2c.chat.dataset import ChatDataset
 from gpt2c.chat.reply import sample_reply
 from gpt2c.data import Batch
 from gpt2c.data.prefetch import Prefetch
-from gpt2c.distributed import Processes, is_restarted, processes
+from gpt2c.distributed import Processes, is_restarted, job, processes
 from gpt2c.errors import ToldElsewhere, UserError
 from gpt2c.evaluate import loss_sums, sample_text
 from gpt2c.finite import non_finite_of_step, non_finite_weight
@@ -25,7 +25,7 @@ from gpt2c.logs import open_sinks
 from gpt2c.lora import merged
 from gpt2c.precision import autocast
 from gpt2c.progress import Progress
-from gpt2c.run import SETTINGS, Run, recorded_settings
+from gpt2c.run import Run, recorded_settings, started_by
 from gpt2c.settings import TrainConfig
 from gpt2c.step import (
     accumulate_gradients,
@@ -64,7 +64,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
     """
     if not config.recompute:  # which is asked for by who has little memory: kept, it grows by what is computed again
         _native.keep_heap()
-    if is_restarted() and (config.out / SETTINGS).exists():
+    if is_restarted() and started_by(config.out) == job():  # not somebody else's run, which the first start refused
         config, resume = recorded_settings(config.out, type(config)), True
     with processes(config.device) as group, opened(config, resume, group) as t, stop_signal() as stop:
         with Progress(t.step, config.steps, group.is_first) as progress:

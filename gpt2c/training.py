@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt2c import checkpoint, lora, pretrained
+from gpt2c import checkpoint, logs, lora, pretrained
 from gpt2c.bench import machine
 from gpt2c.chat.dataset import load_chat_dataset
 from gpt2c.chat.settings import SftConfig
@@ -20,7 +20,7 @@ from gpt2c.chat.template import chat_tokenizer, template_of
 from gpt2c.chat.vocabulary import grow
 from gpt2c.config import GPT2Config
 from gpt2c.data import Source, load_dataset
-from gpt2c.distributed import Processes
+from gpt2c.distributed import Processes, job
 from gpt2c.errors import UserError
 from gpt2c.evaluation.hellaswag import read_items
 from gpt2c.flops import flops_per_token, peak_flops
@@ -67,8 +67,10 @@ class Training:
         return round(time.monotonic() - self.started, 3)
 
     def log(self, **row: float | str) -> None:
-        """A row of metrics.jsonl, which the first process writes."""
+        """A row of metrics.jsonl, which the first process writes. Numbers that are not finite are left out: JSON has
+        none, and an event says what they were."""
         row = {"step": self.step, **row, "seconds": self.seconds}
+        row = {name: value for name, value in row.items() if isinstance(value, str) or math.isfinite(value)}
         if self.processes.is_first:
             self.run.add_metrics(row)
             for sink in self.sinks:
@@ -82,20 +84,22 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     config, tokenizer, sizes = processes.together(lambda: sizes_of(config, last))
     precision = processes.together(lambda: find_precision(config.precision, processes.device))
     dataset = processes.together(lambda: _open_data(config, tokenizer, processes))
+    processes.first_does(lambda: logs.require_packages(config))
     if config.hellaswag:
         processes.first_does(lambda: read_items(config.hellaswag, config.hellaswag_items))  # not only at step 250
     fingerprint, facts = dataset.fingerprint(), facts_of(sizes, config, precision, processes)
     run = Run(config.out)
     if last:
         processes.first_does(lambda: checkpoint.verify(last))
-    processes.first_does(lambda: run.check(config, fingerprint) if resume else Run.create(config, fingerprint, facts))
-
+    processes.first_does(lambda: run.check(config, fingerprint) if resume else run.require_empty())
     torch.manual_seed(config.seed)
     model = processes.together(
         lambda: read_model(last, config, sizes, tokenizer) if last else new_model(config, sizes, tokenizer)
     )
     if model.config != sizes:
         raise UserError(f"{last} holds a model of {model.config}, expected {sizes} as {run.folder} records")
+    if not resume:
+        processes.first_does(lambda: Run.create(config, fingerprint, facts))
     model = model.to(processes.device).train()
     model.recompute = config.recompute
     optimizer = make_optimizer(model, config, config.shard_optimizer and processes.world > 1)
@@ -189,7 +193,7 @@ def read_model(folder: Path, config: TrainConfig, sizes: GPT2Config, tokenizer: 
         learn_special(model, config, tokenizer)
         lora.take_rows(model, whole)
         pairs = zip(lora.merged(model).parameters(), whole.parameters(), strict=True)
-        if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+        if not all(a.shape == b.shape and torch.allclose(a, b, atol=1e-6) for a, b in pairs):
             raise UserError(f"{folder} was trained from another model than {config.init}: give that one with --init")
         return model
     lora.freeze(model, config.freeze_layers)
@@ -221,7 +225,9 @@ def save(t: Training, val_loss: float | None) -> None:
     if hasattr(t.optimizer, "consolidate_state_dict"):
         t.optimizer.consolidate_state_dict(to=0)
     path = t.processes.first_does(lambda: _write_checkpoint(t, val_loss))
-    t.checkpoint, t.went_back_to = t.processes.tell(path), None
+    t.checkpoint = t.processes.tell(path)
+    # Within a row of skips nothing has been learned since a rollback: the weights are those that it took.
+    t.went_back_to = t.checkpoint if t.went_back_to and t.guard.in_a_row else None
     if val_loss is not None:
         t.best_loss = min(t.best_loss, val_loss)
 
@@ -229,6 +235,7 @@ def save(t: Training, val_loss: float | None) -> None:
 def go_back(t: Training) -> None:
     """Put the run back to its latest checkpoint, and the data on to those that were next."""
     assert t.checkpoint is not None
+    t.processes.first_does(lambda: checkpoint.verify(t.checkpoint))
     record = checkpoint.read_record(t.checkpoint)
     model = read_model(t.checkpoint, t.config, t.model.config, t.tokenizer)
     with torch.no_grad():
@@ -252,7 +259,7 @@ def restore_state(
     checkpoint.restore(folder, model, optimizer)
     try:
         guard.restore(record.guard)
-        scale.scale, scale.steps = float(record.loss_scale["scale"]), int(record.loss_scale["steps"])
+        scale.restore(record.loss_scale)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / checkpoint.RECORD} is damaged: it lacks the state of the loss's scale") from error
 
@@ -265,6 +272,7 @@ def facts_of(sizes: GPT2Config, config: TrainConfig, precision: str, processes: 
         facts["gpu"] = torch.cuda.get_device_name(processes.device)
     peak = peak_flops(processes.device, precision)
     return {
+        "job": job(),
         "machine": facts,
         "parameters": sizes.num_parameters(),
         "flops_per_token": flops_per_token(sizes, config.context),
@@ -275,7 +283,7 @@ def facts_of(sizes: GPT2Config, config: TrainConfig, precision: str, processes: 
 def _write_checkpoint(t: Training, val_loss: float | None) -> Path:
     record = checkpoint.Record(
         t.step, t.tokenizer.name, val_loss, t.seconds, files=t.run.flush(), guard=t.guard.state(),
-        loss_scale={"scale": t.loss_scale.scale, "steps": t.loss_scale.steps},
+        loss_scale=t.loss_scale.state(),
     )  # fmt: skip
     path = checkpoint.save(t.run.folder, lambda folder: write_model(t, folder), t.model, t.optimizer, record)
     checkpoint.prune(t.run.folder, t.config.keep)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2c import checkpoint
+from gpt2c.errors import UserError
 from gpt2c.settings import TrainConfig
 from gpt2c.step import accumulate_gradients, micro_batches
 from gpt2c.train import train
@@ -202,6 +203,20 @@ def test_torchrun_starts_a_run_anew_when_a_process_is_killed(tmp_path: Path) -> 
     assert checkpoint.read_record(checkpoint.latest(settings.out)).step == 150
     assert [name for _, name in tiny.events(settings.out)] == ["resume"]
     assert [row["step"] for row in tiny.metrics(settings.out) if "loss" in row] == list(range(1, 151))
+
+
+def test_a_restart_does_not_resume_the_run_of_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first start has refused the second refuses, too."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    train(config(tmp_path, steps=2))
+    before = tiny.files(tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    with pytest.raises(UserError, match="is not empty: add --resume"):
+        train(config(tmp_path, steps=4))
+    assert tiny.files(tmp_path / "run") == before
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    assert train(config(tmp_path, steps=4)).step == 2, "its own goes on with its own settings"
 
 
 def children(pid: int) -> list[int]:

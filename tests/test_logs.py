@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -77,8 +78,28 @@ def test_a_missing_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], module: str, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
     with pytest.raises(UserError, match=rf'needs the package {package}: pip install "gpt2c\[{package}\]"'):
         train(tiny.config(tmp_path, **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sink_that_fails_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    from gpt2c import logs
+
+    rows = []
+
+    def fail_later(self: object, row: object) -> None:
+        rows.append(row)
+        if len(rows) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logs.TensorBoard, "add", fail_later)
+    with pytest.warns(UserWarning, match=r"^TensorBoard has failed and gets no more: .*No space left on device"):
+        end = train(tiny.config(tmp_path, tensorboard=True, log_every=1))
+    assert end.step == 8 and len(rows) == 3 and len(tiny.metrics(tmp_path / "run")) > 8
 
 
 def test_sinks_are_closed_however_a_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -471,6 +471,25 @@ def test_a_wrong_parquet_file(tmp_path: Path, capsys) -> None:
     assert f"{path} is not a whole Parquet file" in error(capsys, path, "--out", tmp_path / "out")
 
 
+def test_a_parquet_column_that_is_not_utf8(tmp_path: Path, capsys) -> None:
+    """Writers that do not look put such bytes there."""
+    column = arrow.array([b"fine", b"caf\xe9"], arrow.binary()).view(arrow.string())
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": column}), path)
+    found = error(capsys, path, "--out", tmp_path / "out")
+    assert str(path) in found and "is not UTF-8 text: byte 3 is 0xe9" in found
+
+
+def test_a_file_that_is_gone_when_going_on(tmp_path: Path, capsys, small: None) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text("some text of it " * 200)
+    interrupted(Settings([str(folder)], "gpt2", 90, 0, "text"), out, 25)
+    (folder / "b.txt").unlink()
+    assert f"began with {folder / 'b.txt'}" in error(capsys, folder, "--out", out, "--shard-tokens", 90)
+
+
 @pytest.mark.parametrize("packing", [packing for packing in PACK if packing])
 def test_a_damaged_packed_file(tmp_path: Path, capsys, packing: str) -> None:
     path = tmp_path / f"a.txt{packing}"
@@ -512,6 +531,8 @@ def test_what_has_changed_when_going_on(tmp_path: Path, capsys, small: None, kin
     shard = next(out.glob("*.bin"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
+    assert f"{shard} is damaged" in error(capsys, *flags)
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert f"{shard} is damaged" in error(capsys, *flags)
     shard.write_bytes(whole)
     output(capsys, *flags, "--workers", 1)

@@ -197,6 +197,7 @@ def test_mistakes(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
         ([init, data, out, "--n-layer=3"], "--n-layer"),
         ([init, out, f"--data={tmp_path / 'bad.jsonl'}"], "bad.jsonl, line 1 is no conversation"),
         ([init, data, out, f"--val-data={tmp_path / 'bad.jsonl'}"], "bad.jsonl, line 1 is no conversation"),
+        ([init, data, out, "--freeze-layers=3"], "--freeze-layers is 3, expected at most 2"),
         ([f"--init={tmp_path / 'none'}", data, out], "none does not exist"),
     ):
         assert words in error(capsys, "sft", *args)

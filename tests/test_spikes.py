@@ -140,7 +140,7 @@ def test_after_some_in_a_row_training_goes_back_and_past_those_data(
     assert reasons(run)[2] == "the loss is nan, the last of 3 in a row; back to step_000004, past these data"
     # Data 5 to 7 are not seen again: steps 5 to 10 take 8 to 13.
     assert seen[seen.index(8, 5) :][-6:] == [8, 9, 10, 11, 12, 13]
-    assert [row["step"] for row in tiny.metrics(run) if "loss" in row] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10]
+    assert [row["step"] for row in tiny.metrics(run) if "lr" in row] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10]
     assert checkpoint.read_record(checkpoint.latest(run)).guard["offset"] == 3
 
 
@@ -170,6 +170,26 @@ def test_a_second_time_at_the_same_checkpoint_it_stops(tmp_path: Path, monkeypat
     assert [name for _, name in tiny.events(tmp_path / "run")] == ["skip", "rollback", "skip", "stop"]
 
 
+def test_a_checkpoint_among_skips_does_not_hide_that_nothing_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disturb(monkeypatch, dict.fromkeys(range(5, 100), math.nan))
+    with pytest.raises(UserError, match=r"^step 13: the loss \(nan\) is not finite, so .* is .*step_000012; try a"):
+        train(tiny.config(tmp_path, steps=40, checkpoint_every=4, eval_every=40, skip_limit=5))
+    assert [name for _, name in tiny.events(tmp_path / "run")].count("rollback") == 1
+
+
+def test_a_run_whose_updates_were_all_skipped_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoint has no moments. The rows of its metrics are JSON, which has no nan."""
+    disturb(monkeypatch, {1: math.nan, 2: math.inf})
+    train(tiny.config(tmp_path, steps=2, eval_every=9, sample_every=0))
+    monkeypatch.undo()
+    end = train(tiny.config(tmp_path, steps=4, eval_every=9, sample_every=0), resume=True)
+    assert end.step == 4 and sorted(losses(tmp_path / "run")) == [3, 4]
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
 def test_without_a_checkpoint_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disturb(monkeypatch, dict.fromkeys(range(2, 100), math.nan))
     with pytest.raises(UserError, match=r"^step 4: .* there is no checkpoint yet"):
@@ -191,6 +211,11 @@ def test_the_scale_halves_on_an_overflow_and_doubles_after_a_while() -> None:
     for _ in range(LossScale.GROW_AFTER):
         scale.held()
     assert scale.scale == 4.0
+    resumed = LossScale.of("fp16")
+    resumed.restore({"scale": 8.0, "steps": 5})
+    assert resumed.state() == {"scale": 8.0, "steps": 5}
+    resumed.restore({"scale": 1.0, "steps": 5000})  # of a run that was in fp32
+    assert resumed.state() == {"scale": 8.0, "steps": 5}
     for precision in ("fp32", "bf16"):
         scale = LossScale.of(precision)
         for _ in range(LossScale.GROW_AFTER + 1):

@@ -106,6 +106,13 @@ def test_half_a_character_is_refused(tokenizer: tok.Tokenizer) -> None:
         tokenizer.encode("ab\udcff")
 
 
+def test_a_million_spaces() -> None:
+    """More than the expression's stack holds."""
+    text = "a" + " " * 1_100_000 + "b"
+    gpt2 = tok.get_tokenizer("gpt2")
+    assert tok.decode(gpt2, gpt2.encode(text)) == text
+
+
 def test_unknown_name() -> None:
     with pytest.raises(UserError, match="unknown tokenizer 'gpt5': expected one of bytes, gpt2, or the folder of"):
         tok.get_tokenizer("gpt5")

@@ -246,6 +246,7 @@ def test_nothing_is_made_for_a_run_that_cannot_start(tmp_path: Path) -> None:
     assert "cannot read the data" in refusal(tiny.config(tmp_path, data=str(tmp_path / "no.txt")))
     assert "n_embd is 33, expected a multiple of n_head (2)" in refusal(tiny.config(tmp_path, n_embd=33))
     assert "too short" in refusal(tiny.config(tmp_path, context=5000))
+    assert "--lora-rank needs a model to start from" in refusal(tiny.config(tmp_path, lora_rank=4))
     assert not (tmp_path / "run").exists()
 
 

@@ -18,6 +18,7 @@ from gpt2c.data import manifest
 from gpt2c.data.encode import batches, encoded
 from gpt2c.data.inputs import open_inputs
 from gpt2c.data.manifest import Manifest
+from gpt2c.data.packed import sha256
 from gpt2c.data.shards import HEADER_BYTES
 from gpt2c.data.sources import Source
 from gpt2c.data.writer import ShardWriter
@@ -128,14 +129,23 @@ def _require_same(done: Manifest, settings: Settings, out: Path) -> None:
         path, size = out / shard["file"], HEADER_BYTES + 2 * shard["tokens"]
         with reading("token shard", path):
             found = path.stat().st_size
-        if found != size:
-            raise UserError(f"{path} is damaged: expected {size} bytes, found {found}; begin anew with a new --out")
+            digest = sha256(path) if found == size else ""
+        if digest != shard["sha256"]:
+            raise UserError(
+                f"{path} is damaged: expected the {size} bytes that were written, found {found}"
+                f"{' others' if found == size else ''}; begin anew with a new --out"
+            )
 
 
 def _go_on(sources: Sequence[Source], done: Manifest) -> None:
     """Put the sources where the next shard begins. Raises UserError if one that was begun has changed."""
     first = done.resume["source"]
     del done.sources[first + 1 :]
+    if len(sources) < len(done.sources):
+        raise UserError(
+            f"the preparation began with {done.sources[len(sources)]['name']}, which is no longer an input: put "
+            "it back, or begin anew with an empty --out"
+        )
     for source, recorded in zip(sources, done.sources, strict=False):
         source.go_on(recorded)
     if done.resume["position"] is not None:

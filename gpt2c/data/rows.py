@@ -78,6 +78,9 @@ class Parquet(File):
                 yield from self._rows(table)
             except (arrow.ArrowException, OSError) as error:
                 raise UserError(f"{self.name} is not a whole Parquet file: {reason(error)}") from error
+            except UnicodeDecodeError as error:
+                where = f"{self.name}, in one of the {ROWS_AT_ONCE} rows after row {self.position['row']},"
+                raise not_utf8(where, 0, error) from error
 
     def _require_column(self, names: list[str]) -> None:
         if self._field not in names:

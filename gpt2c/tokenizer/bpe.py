@@ -6,6 +6,7 @@ lowest id is merged, again and again. So ids are in the order of the merges, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from gpt2c.tokenizer.base import END_OF_TEXT, checked, utf8
 # The regular expression of the original GPT-2 release (openai/gpt-2, src/encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 MOST_IDS = 65536  # ids are kept in 16 bits
+LONGEST_SPACE = 500_000  # a million characters of white space in a row are more than the expression's stack holds
 
 # The files spell each byte as one printable character: itself where it is printable, else 256, 257, ... in turn.
 _PRINTABLE = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
@@ -46,10 +48,23 @@ class BytePairTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         utf8(text)
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        except ValueError:
+            parts = _cut_long_spaces(text)
+            if len(parts) == 1:
+                raise
+            return np.concatenate([self.encode(part) for part in parts])
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return self._encoding.decode_bytes(list(checked(ids, self.vocab_size)))
+
+
+def _cut_long_spaces(text: str) -> list[str]:
+    """The text in parts, cut within white space of more than LONGEST_SPACE characters."""
+    spaces = re.finditer(r"\s+", text)
+    cuts = [cut for space in spaces for cut in range(space.start() + LONGEST_SPACE, space.end(), LONGEST_SPACE)]
+    return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 def spell(token: bytes) -> str:
