@@ -31,8 +31,7 @@ struct Strides {
 
 // What forward and backward of attention share. Query i sees key j iff not causal or j <= i + Tk - Tq, and, where
 // starts are given, j >= starts[b, i]. Hidden keys and values must be finite: a probability of 0 times a nan is a nan.
-// CUDA counts in 32 bits: Tq and Tk are below 2^31 - 128 and B H ceil(T / 16) is below 2^31, as what fits into memory
-// is.
+// CUDA counts in 32 bits: Tq and Tk are below 2^31 - 128 and B H ceil(T / 16) below 2^31, as what fits into memory is.
 struct AttentionShape {
     DType dtype;
     int64_t B, H, Tq, Tk, D;  // D <= 256
@@ -116,7 +115,7 @@ using cross_entropy_backward_t = void(DType dtype, const float* dloss, const voi
 
 // ---- embedding: x[b, t] = wte[idx[b, t]] + wpe[positions[b, t]]; idx, positions (B, T), wte (V, C), wpe (P, C).
 // positions: all in [0, P), or null, for start + t in [0, P).
-// Returns the first position in idx whose id is not in [0, V), or -1; when there is one nothing is written. CUDA does
+// Returns the index of the first token whose id is not in [0, V), or -1; when there is one nothing is written. CUDA does
 // not wait to know it and always returns -1: a torch operation asserts the range on the device (gpt2c/_native.py), and
 // a row of x whose id is out of range becomes nan. Moves 2 s B T C, and wpe's rows once.
 using embedding_forward_t = int64_t(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x,
