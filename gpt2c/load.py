@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt2c import checkpoint, pretrained
 from gpt2c.errors import UserError
 from gpt2c.model import GPT2
-from gpt2c.tokenizer import NAMES, Tokenizer, get_tokenizer
+from gpt2c.tokenizer import NAMES, AddedTokens, Tokenizer, base_of, get_tokenizer
 from gpt2c.tokenizer.files import TOKENIZER
 
 
@@ -32,7 +32,8 @@ def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
             raise UserError(
                 f"{folder / TOKENIZER} has {found.vocab_size} ids, expected {vocab_size}, the model's vocabulary"
             )
-        return next((known for known in map(get_tokenizer, NAMES) if _same(known, found)), found)
+        base = next((known for known in map(get_tokenizer, NAMES) if _same(known, base_of(found))), base_of(found))
+        return AddedTokens(base, found.added, found.chat_template) if isinstance(found, AddedTokens) else base
     if (folder / checkpoint.RECORD).exists():
         tokenizer = get_tokenizer(checkpoint.read_record(folder).tokenizer)
         if tokenizer.vocab_size == vocab_size:

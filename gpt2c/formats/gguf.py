@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from gpt2c.chat.template import PLAIN_CHAT_TEMPLATE, template_of
 from gpt2c.errors import UserError
 from gpt2c.files import replacing, writing
 from gpt2c.model import GPT2
-from gpt2c.tokenizer import END_OF_TEXT, Tokenizer, merges, spell
+from gpt2c.tokenizer import END_OF_TEXT, AddedTokens, Tokenizer, base_of, merges, spell
 
 ARCHITECTURE = "gpt2"
 DTYPES = ("fp32", "fp16", "q8_0")
@@ -69,11 +70,13 @@ def _add_settings(writer: Any, gguf: Any, model: GPT2, dtype: str) -> None:
 
 
 def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
-    tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.end_of_text)]
+    base, template = base_of(tokenizer), template_of(tokenizer)
+    tokens = [base.decode_bytes([i]) for i in range(base.end_of_text)]
+    special = [END_OF_TEXT, *(tokenizer.added if isinstance(tokenizer, AddedTokens) else ())]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*map(spell, tokens), END_OF_TEXT])
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL])
+    writer.add_token_list([*map(spell, tokens), *special])
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL] * len(special))
     pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokens)]
     # llama.cpp refuses a file without merges, as the byte tokenizer's would be. This one never happens: no text is cut
     # into its sides, which are longer than a byte.
@@ -81,6 +84,9 @@ def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(False)
+    if template is not None:
+        writer.add_eot_token_id(template.end)
+        writer.add_chat_template(PLAIN_CHAT_TEMPLATE)
 
 
 def _tensors(model: GPT2) -> Iterator[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gpt2c.chat.template import template_of
 from gpt2c.files import making_folder, write_atomically, writing
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
@@ -21,8 +22,10 @@ def export(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
     with writing(folder), making_folder(folder) as temporary:
         model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary, model.config.n_positions)
-        ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
+        ends: dict[str, int | list[int]] = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
         settings = json.loads((temporary / CONFIG).read_text(encoding="utf-8")) | ends
+        if (template := template_of(tokenizer)) is not None:
+            ends = ends | {"eos_token_id": [template.end, tokenizer.end_of_text]}
         for name, contents in ((CONFIG, settings), ("generation_config.json", ends)):
             write_atomically(temporary / name, (json.dumps(contents, indent=2) + "\n").encode())
 

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 from gpt2c.errors import UserError
+from gpt2c.tokenizer.added import AddedTokens, base_of
 from gpt2c.tokenizer.base import END_OF_TEXT, ByteTokenizer, StreamDecoder, Tokenizer, decode, printable
 from gpt2c.tokenizer.bpe import GPT2_PATTERN, BytePairTokenizer, merges, spell
 from gpt2c.tokenizer.files import read_tokenizer, save_tokenizer
@@ -15,8 +16,9 @@ from gpt2c.tokenizer.gpt2 import GPT2Tokenizer
 NAMES = ("bytes", "gpt2")
 
 __all__ = [
-    "END_OF_TEXT", "GPT2_PATTERN", "NAMES", "BytePairTokenizer", "ByteTokenizer", "GPT2Tokenizer", "StreamDecoder",
-    "Tokenizer", "decode", "get_tokenizer", "is_own", "merges", "printable", "save_tokenizer", "spell",
+    "END_OF_TEXT", "GPT2_PATTERN", "NAMES", "AddedTokens", "BytePairTokenizer", "ByteTokenizer", "GPT2Tokenizer",
+    "StreamDecoder", "Tokenizer", "base_of", "decode", "get_tokenizer", "is_own", "merges", "printable",
+    "save_tokenizer", "spell",
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Conversations: how they are spelled, learned from, and held (docs/chat.md)."""
