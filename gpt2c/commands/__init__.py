@@ -9,6 +9,7 @@ from gpt2c.commands.plan import Plan
 from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.report import Report
 from gpt2c.commands.sample import Sample
+from gpt2c.commands.serve import Serve
 from gpt2c.commands.tokenizer import Tokenizer
 from gpt2c.commands.train import Train
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": Train,
     "plan": Plan,
     "sample": Sample,
+    "serve": Serve,
     "eval": Eval,
     "tokenizer": Tokenizer,
     "export": Export,
