@@ -144,8 +144,7 @@ def write_order(service: Service, body: WriteBody) -> Order:
     else:
         prompt = service.encode(body.text if body.ids is None else body.ids)
     sampling = Sampling(body.temperature, body.top_k, body.top_p, body.seed)
-    ends = service.chat_ends() if body.messages is not None else frozenset()
-    return Order([prompt], body.length, sampling, ends, wanted=WANTED)
+    return Order([prompt], body.length, sampling, service.chat_ends(), wanted=WANTED)
 
 
 async def _written(service: Service, prompt: list[int], answer: Answer) -> AsyncIterator[str]:
