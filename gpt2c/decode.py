@@ -2,8 +2,9 @@
 
     logits (B, V) of ids (B,) at the positions `length` of their caches, to which keys and values are appended
 
-Rows may be of different lengths, so that texts can join and leave a batch between two steps. Each step reads every weight once, whatever B, and that is what its time goes into. So weights can also be read in a
-packed copy of fewer bytes, while everything else stays fp32 (weight-only quantisation):
+Rows may be of different lengths, so that texts can join and leave a batch between two steps. Each step reads every
+weight once, whatever B, and that is what its time goes into. So weights can also be read in a packed copy of fewer
+bytes, while everything else stays fp32 (weight-only quantisation):
 
     fp32   the parameters themselves, where they lie: no copy
     bf16   rounded to nearest

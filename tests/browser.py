@@ -1,4 +1,4 @@
-"""Headless Chromium: how it is started, and a page in it that a test uses as a reader does (Chrome DevTools Protocol)."""
+"""Headless Chromium: how it is started, and a page in it that a test uses as a reader does (DevTools protocol)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-quic")  # fmt: skip
+NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium"), reason="chromium is not installed (Debian: apt install chromium)"
 )
@@ -88,7 +89,9 @@ class Page:
 
     def _middle(self, selector: str) -> tuple[float, float]:
         self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
-        box = self.run(f"(b => [b.x, b.y, b.width, b.height])(document.querySelector({selector!r}).getClientRects()[0])")
+        box = self.run(
+            f"(b => [b.x, b.y, b.width, b.height])(document.querySelector({selector!r}).getClientRects()[0])"
+        )
         return box[0] + box[2] / 2, box[1] + box[3] / 2
 
     def hover(self, selector: str) -> None:
@@ -130,7 +133,7 @@ def browsing(profile: Path) -> Iterator[Page]:
     log = os.open(profile.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     actions = [(os.POSIX_SPAWN_DUP2, theirs_in, 3), (os.POSIX_SPAWN_DUP2, theirs_out, 4)]
     actions += [(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
-    command = ["chromium", *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+    command = ["chromium", *QUIET, NO_NETWORK, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
     process = os.posix_spawnp("chromium", command, os.environ, file_actions=actions)
     for end in (theirs_in, theirs_out, log):
         os.close(end)

@@ -32,7 +32,6 @@ export class Lens {
     const heads = found.tokens.map(text => element("th", { scope: "col" }, visible(text)));
     const rows = found.layers.map((cells, layer) => this.row(cells, layer)).reverse();
     table.replaceChildren(element("thead", {}, element("tr", {}, element("th", {}, "token"), ...heads)), element("tbody", {}, ...rows));
-    table.parentElement.scrollLeft = table.scrollWidth;
     this.look(this.index ?? ids.length - 1);
   }
 
@@ -52,6 +51,9 @@ export class Lens {
     const column = index - this.first;
     for (const cell of table.querySelectorAll(".at")) cell.classList.remove("at");
     for (const line of table.rows) line.cells[column + 1]?.classList.add("at");
+    const scroll = table.parentElement, cell = table.rows[0].cells[column + 1], name = table.rows[0].cells[0];
+    const left = (cell?.offsetLeft ?? 0) - name.offsetWidth, right = left + name.offsetWidth + (cell?.offsetWidth ?? 0);
+    if (cell && (left < scroll.scrollLeft || right > scroll.scrollLeft + scroll.clientWidth)) scroll.scrollLeft = left - 40;
     this.tellCell(table.querySelector(`td[data-column="${column}"]`));
   }
 
