@@ -8,12 +8,13 @@ TEXT ?= embedded
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.html' -o -name '*.js' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c -name '*.py' -o -name '*.toml' -o -name '*.html' -o -name '*.js' -o -name '*.css' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 # Where nvcc is but no GPU, CUDA kernels cannot run: one architecture shows that they build and load.
 CUDA := $(if $(shell nvidia-smi --list-gpus 2> /dev/null),,--config-settings cmake.define.GPT2C_CUDA_ARCHITECTURES=80)
 
 # What the tests read our files with, and the packages of the extras.
-PEERS := datasets gguf jinja2 lm_eval onnx onnxruntime peft plotly pyarrow tensorboard tokenizers transformers wandb zstandard
+PEERS := datasets fastapi gguf jinja2 lm_eval onnx onnxruntime openai peft plotly pyarrow tensorboard tokenizers
+PEERS += transformers uvicorn wandb zstandard
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:

@@ -161,20 +161,21 @@ using matmul_t = void(DType dtype, const void* a, const void* b, const void* bia
                       int64_t K, int64_t a_stride_m, int64_t a_stride_k, int64_t b_stride_k, int64_t b_stride_n,
                       int64_t c_stride, bool accumulate, int threads);
 
-// ---- decode: the logits (B, V) of one more token of each of B rows, at `position` of the model's context, with the
-// keys and values of those before it in the caches, where its own are put. Reads every weight once, whatever B.
+// ---- decode: the logits (B, V) of one more token of each of B rows, at positions[b] of the model's context, with the
+// keys and values of those before it in the row's caches, where its own are put. Reads every weight once, whatever B.
 // Returns the first row whose id is not in [0, V), or -1; when there is one nothing is written.
-// weights: the matrices' type, f32, bf16 or i8; everything else is fp32. ids (B).
+// weights: the matrices' type, f32, bf16 or i8; everything else is fp32. ids, positions, capacities (B).
 // matrices: of each layer (L) attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj, and then the head; in f32 (in, out) as in
 // GPT-2, otherwise (out, in); the head is (V, C) in either case.
 // scales: for i8 a list like matrices of factors (out) for what a row gives; otherwise empty.
 // vectors: wte (V, C), wpe; of each layer ln_1.weight, .bias, c_attn.bias, attn.c_proj.bias, ln_2.weight, .bias,
 // c_fc.bias, mlp.c_proj.bias; then ln_f.weight, .bias.
-// caches: of each layer keys and values (B, H, capacity, D), D = C / H; position < capacity.
+// caches: of each row, of each layer keys and values (H, capacities[b], D), D = C / H; positions[b] < capacities[b].
 // The CPU's alone: CUDA has none.
-using decode_t = int64_t(DType weights, const int64_t* ids, const void* const* matrices, const float* const* scales,
-                         const float* const* vectors, float* const* caches, float* logits, int64_t B, int64_t L,
-                         int64_t C, int64_t H, int64_t V, int64_t position, int64_t capacity, float eps, int threads);
+using decode_t = int64_t(DType weights, const int64_t* ids, const int64_t* positions, const int64_t* capacities,
+                         const void* const* matrices, const float* const* scales, const float* const* vectors,
+                         float* const* caches, float* logits, int64_t B, int64_t L, int64_t C, int64_t H, int64_t V,
+                         float eps, int threads);
 
 #define GPT2C_KERNELS(X)      \
     X(layernorm_forward)      \

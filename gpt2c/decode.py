@@ -1,9 +1,10 @@
 """Decoding on the CPU: one more token of each row through the whole model in one kernel call.
 
-    logits (B, V) of ids (B,) at position `cache.length`; keys and values are appended to the cache
+    logits (B, V) of ids (B,) at the positions `length` of their caches, to which keys and values are appended
 
-Each step reads every weight once, whatever B, and that is what its time goes into. So weights can also be read in a
-packed copy of fewer bytes, while everything else stays fp32 (weight-only quantisation):
+Rows may be of different lengths, so that texts can join and leave a batch between two steps. Each step reads every
+weight once, whatever B, and that is what its time goes into. So weights can also be read in a packed copy of fewer
+bytes, while everything else stays fp32 (weight-only quantisation):
 
     fp32   the parameters themselves, where they lie: no copy
     bf16   rounded to nearest
@@ -14,7 +15,7 @@ Kernel: csrc/cpu/decode.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -99,41 +100,56 @@ def _describe(model: GPT2) -> str:
 
 
 class Decoder:
-    """Steps of one model over one cache. While it lives, the model's parameters must not be freed or resized."""
+    """Steps of one model over caches. While it lives, the model's parameters must not be freed or resized.
 
-    def __init__(self, model: GPT2, cache: KVCache, weights: str = "fp32") -> None:
+    caches: their rows in turn are the rows of a step; each cache may hold another number of tokens.
+    """
+
+    def __init__(self, model: GPT2, caches: Sequence[KVCache], weights: str = "fp32") -> None:
         if not can_decode(model):
             raise ValueError(f"decode: model is {_describe(model)}, expected one in float32 on cpu")
         config = model.config
-        self.cache, self.weights = cache, weights_of(model, weights)
+        self.caches, self.weights = caches, weights_of(model, weights)
         self.vectors = _native.Addresses([parameter.detach() for parameter in _vectors(model)])
-        self.caches = _native.Addresses([buffer for layer in cache.layers for buffer in (layer.k, layer.v)])
-        B, _, self.capacity, _ = cache.layers[0].k.shape
-        self.sizes = (B, config.n_layer, config.n_embd, config.n_head, config.vocab_size)
+        self.buffers = _native.Addresses([buffer for cache in caches for buffer in _buffers(cache)])
+        self.owners = [cache for cache in caches for _ in range(cache.rows)]
+        self.capacities = torch.tensor([cache.capacity for cache in self.owners])
+        self.sizes = (len(self.owners), config.n_layer, config.n_embd, config.n_head, config.vocab_size)
         self.eps = config.layer_norm_epsilon
-        self.logits = torch.empty(B, config.vocab_size)
+        self.logits = torch.empty(len(self.owners), config.vocab_size)
 
     def step(self, ids: Tensor) -> Tensor:
         """Logits (B,V) fp32 of ids (B,) int64, in a buffer that the next step overwrites.
 
-        Raises ValueError where the cache is full or not of B rows, IndexError for an id that is not in [0, V).
+        Raises ValueError where a cache is full or ids are not one a row, IndexError for an id that is not in [0, V).
         """
-        position = self.cache.length
         if ids.dtype != torch.int64 or ids.numel() != self.sizes[0]:
             raise ValueError(f"decode: ids has shape {tuple(ids.shape)}, expected {self.sizes[0]} of int64")
-        if position >= self.capacity:
-            raise ValueError(f"decode: the cache holds {position} tokens, expected fewer than its {self.capacity}")
+        for cache in self.caches:
+            if cache.length >= cache.capacity:
+                raise ValueError(
+                    f"decode: the cache holds {cache.length} tokens, expected fewer than its {cache.capacity}"
+                )
+        positions = torch.tensor([cache.length for cache in self.owners])
         bad = _native.call(
-            "decode", self.weights.dtype, ids.contiguous(), self.weights.matrices, self.weights.scales, self.vectors,
-            self.caches, self.logits, *self.sizes, position, self.capacity, self.eps,
+            "decode", self.weights.dtype, ids.contiguous(), positions, self.capacities, self.weights.matrices,
+            self.weights.scales, self.vectors, self.buffers, self.logits, *self.sizes, self.eps,
         )  # fmt: skip
         if bad >= 0:
             raise IndexError(
                 f"decode: ids holds the token {int(ids.view(-1)[bad])}, expected 0 <= token < {self.sizes[-1]}"
             )
-        for layer in self.cache.layers:
-            layer.length += 1
+        for cache in self.caches:
+            for layer in cache.layers:
+                layer.length += 1
         return self.logits
+
+
+def _buffers(cache: KVCache) -> Iterator[Tensor]:
+    """Of each row, of each layer, keys and values (H, capacity, D)."""
+    for row in range(cache.rows):
+        for layer in cache.layers:
+            yield from (layer.k[row], layer.v[row])
 
 
 def _linear_weights(model: GPT2) -> Iterator[Tensor]:

@@ -50,7 +50,7 @@ def decoding_loss(model: GPT2, batches: Iterable[Batch], weights: str = "fp32") 
     check_weights(model, weights)
     total, tokens = 0.0, 0
     for idx, targets in batches:
-        decoder = Decoder(model, KVCache(model, *idx.shape), weights)
+        decoder = Decoder(model, [KVCache(model, *idx.shape)], weights)
         for ids, wanted in zip(idx.t(), targets.t(), strict=True):
             total += float(F.cross_entropy(decoder.step(ids), wanted, reduction="sum"))
         tokens += targets.numel()

@@ -42,6 +42,7 @@ class KVCache:
         config = model.config
         shape = (batch, config.n_head, capacity, config.head_dim)
         like, dtype = model.wte.weight, model.activation_dtype()
+        self.rows, self.capacity = batch, capacity
         self.layers = [LayerCache(like, shape, dtype) for _ in range(config.n_layer)]
 
     @property
@@ -138,7 +139,7 @@ def _steps(
     text[:, : idx.shape[1]] = idx
     cache = KVCache(model, idx.shape[0], min(context, total))
     fits = can_decode(model) and (idx.shape[0] <= MOST_ROWS or weights != "fp32")
-    decoder = Decoder(model, cache, weights) if fits else None
+    decoder = Decoder(model, [cache], weights) if fits else None
     start = -1  # no window yet
     for length in range(idx.shape[1], total):
         if window_start(length, context) != start:

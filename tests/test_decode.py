@@ -55,7 +55,7 @@ def reference(model: GPT2, idx: Tensor, weights: str) -> Tensor:
 
 def decode_all(model: GPT2, idx: Tensor, weights: str) -> Tensor:
     """Logits (B,T,V), one position after the other."""
-    decoder = Decoder(model, KVCache(model, *idx.shape), weights)
+    decoder = Decoder(model, [KVCache(model, *idx.shape)], weights)
     return torch.stack([decoder.step(ids).clone() for ids in idx.t()], dim=1)
 
 
@@ -91,10 +91,26 @@ def test_goes_on_where_a_prompt_ended():
     idx = make_ids(model, 3)
     cache = KVCache(model, *idx.shape)
     model.hidden(idx[:, :7].contiguous(), cache=cache)
-    decoder = Decoder(model, cache)
+    decoder = Decoder(model, [cache])
     steps = torch.stack([decoder.step(ids).clone() for ids in idx[:, 7:].t()], dim=1)
     assert cache.length == idx.shape[1]
     assert_close("decode", "logits", steps, reference(model, idx, "fp32")[:, 7:], torch.float32)
+
+
+@torch.no_grad()
+def test_rows_of_different_lengths(backend):
+    """Texts that join at other steps and have caches of other sizes: each gets the logits that it gets alone."""
+    model = make_model("whole vectors")
+    idx = make_ids(model, 4)
+    alone = decode_all(model, idx, "fp32")
+    T = idx.shape[1]
+    caches = [KVCache(model, 1, T + extra) for extra in (0, 3, 1, 0)]
+    for step in range(T + 3):
+        joined = [row for row in range(4) if 0 <= step - row < T]  # row r begins at step r
+        at = [step - row for row in joined]
+        logits = Decoder(model, [caches[row] for row in joined]).step(idx[joined, at])
+        assert torch.equal(logits, alone[joined, at])
+    assert [cache.length for cache in caches] == [T] * 4
 
 
 def test_damaged_weights_show():
@@ -166,11 +182,11 @@ class TestDecoder:
     def test_refuses_another_dtype(self):
         model = make_model("odd").to(torch.bfloat16)
         with pytest.raises(ValueError, match="decode: model is a model in bfloat16 on cpu, expected one in float32"):
-            Decoder(model, KVCache(model, 2, 1))
+            Decoder(model, [KVCache(model, 2, 1)])
 
     def test_refuses_a_full_cache_and_wrong_ids(self):
         model = make_model("odd")
-        decoder = Decoder(model, KVCache(model, 2, 1))
+        decoder = Decoder(model, [KVCache(model, 2, 1)])
         with pytest.raises(IndexError, match="decode: ids holds the token 61, expected 0 <= token < 61"):
             decoder.step(torch.tensor([0, 61]))
         with pytest.raises(ValueError, match=r"decode: ids has shape \(3,\), expected 2 of int64"):

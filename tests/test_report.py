@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from browser import NO_NETWORK, QUIET, needs_chromium
 
 from gpt2c.cli import main
 from gpt2c.commands.report import names
@@ -215,9 +215,7 @@ def test_without_the_packages(make: Callable, monkeypatch: pytest.MonkeyPatch, c
 
 
 def browser(*args: str) -> subprocess.CompletedProcess[str]:
-    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-    quiet += ("--disable-component-update", "--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND")
-    command = ["chromium", *quiet, "--virtual-time-budget=3000", "--enable-logging=stderr", *args]
+    command = ["chromium", *QUIET, NO_NETWORK, "--virtual-time-budget=3000", "--enable-logging=stderr", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -244,7 +242,7 @@ document.body.append(output);
 }</script></body>"""
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed (Debian: apt install chromium)")
+@needs_chromium
 def test_a_browser_draws_it(make: Callable, tmp_path: Path) -> None:
     """In headless Chromium: a real run and one made by hand, without an error, and a picture that shows them."""
     import matplotlib.image
@@ -267,7 +265,7 @@ def test_a_browser_draws_it(make: Callable, tmp_path: Path) -> None:
         assert (abs(picture[:, :, :3] - colour).max(axis=2) < 0.02).sum() > 300, "the runs' lines are to be seen"
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed (Debian: apt install chromium)")
+@needs_chromium
 def test_its_buttons_work(make: Callable, tmp_path: Path) -> None:
     """Tokens for steps, logarithmic, the whole range, dark, a curve hidden, smoothing; and what the pointer is told."""
     sizes = {"steps": 100, "batch_size": 2, "context": 16}

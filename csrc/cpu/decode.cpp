@@ -16,16 +16,25 @@ enum Phase { kQkvProduct, kAttend, kOutProduct, kNorm2, kUpProduct, kActivate, k
 constexpr int64_t kActivations = 512;  // columns of a gelu's task
 
 struct Sizes {
-    int64_t B, L, C, H, V, position, capacity;
+    int64_t B, L, C, H, V;
     float eps;
 };
 
 template <class T>
 class Step {
  public:
-    Step(const Sizes& s, const int64_t* ids, const void* const* matrices, const float* const* scales,
-         const float* const* vectors, float* const* caches, float* logits)
-        : s_(s), ids_(ids), matrices_(matrices), scales_(scales), vectors_(vectors), caches_(caches), logits_(logits) {
+    Step(const Sizes& s, const int64_t* ids, const int64_t* positions, const int64_t* capacities,
+         const void* const* matrices, const float* const* scales, const float* const* vectors, float* const* caches,
+         float* logits)
+        : s_(s),
+          ids_(ids),
+          positions_(positions),
+          capacities_(capacities),
+          matrices_(matrices),
+          scales_(scales),
+          vectors_(vectors),
+          caches_(caches),
+          logits_(logits) {
         const int64_t wide = 4 * pieces(s.C), deep = pieces(4 * s.C);
         h_ = scratch(Slot::call, s.B * s.C * (6 + (wide > deep ? wide : deep)));
         y_ = h_ + s.B * s.C;
@@ -128,8 +137,8 @@ class Step {
     }
 
     void embed(int64_t b) const {
-        embedding_forward(DType::f32, ids_ + b, vectors_[0], vectors_[1], h_ + b * s_.C, 1, 1, s_.C, s_.V, s_.position,
-                          nullptr, 1);
+        embedding_forward(DType::f32, ids_ + b, vectors_[0], vectors_[1], h_ + b * s_.C, 1, 1, s_.C, s_.V,
+                          positions_[b], nullptr, 1);
         norm(b, 0, kLn1Weight);
     }
 
@@ -150,16 +159,16 @@ class Step {
 
     // One head of one row: its key and value go into the cache, its output into y.
     void attend(int64_t layer, int64_t b, int64_t head) const {
-        const int64_t C = s_.C, D = C / s_.H, length = s_.position + 1, c = head * D;
+        const int64_t C = s_.C, D = C / s_.H, position = positions_[b], length = position + 1, c = head * D;
         float* cache[2];
         for (int part = 0; part < 2; ++part)
-            cache[part] = caches_[2 * layer + part] + (b * s_.H + head) * s_.capacity * D;
+            cache[part] = caches_[2 * (b * s_.L + layer) + part] + head * capacities_[b] * D;
         float* q = scratch(Slot::task, D + length);
         float* p = q + D;
         const float* bias = vector(layer, kQkvBias) + c;
         add_up(b, c, D, C, 3 * C, bias, q);
-        add_up(b, C + c, D, C, 3 * C, bias + C, cache[0] + s_.position * D);
-        add_up(b, 2 * C + c, D, C, 3 * C, bias + 2 * C, cache[1] + s_.position * D);
+        add_up(b, C + c, D, C, 3 * C, bias + C, cache[0] + position * D);
+        add_up(b, 2 * C + c, D, C, 3 * C, bias + 2 * C, cache[1] + position * D);
         int64_t t = 0;
         for (; t + 4 <= length; t += 4) dots<1, 4>(q, cache[0] + t * D, D, D, p + t);
         for (; t < length; ++t) dots<1, 1>(q, cache[0] + t * D, D, D, p + t);
@@ -196,6 +205,8 @@ class Step {
 
     Sizes s_;
     const int64_t* ids_;
+    const int64_t* positions_;
+    const int64_t* capacities_;
     const void* const* matrices_;
     const float* const* scales_;
     const float* const* vectors_;
@@ -206,14 +217,15 @@ class Step {
 
 }  // namespace
 
-int64_t decode(DType weights, const int64_t* ids, const void* const* matrices, const float* const* scales,
-               const float* const* vectors, float* const* caches, float* logits, int64_t B, int64_t L, int64_t C,
-               int64_t H, int64_t V, int64_t position, int64_t capacity, float eps, int threads) {
+int64_t decode(DType weights, const int64_t* ids, const int64_t* positions, const int64_t* capacities,
+               const void* const* matrices, const float* const* scales, const float* const* vectors,
+               float* const* caches, float* logits, int64_t B, int64_t L, int64_t C, int64_t H, int64_t V, float eps,
+               int threads) {
     for (int64_t b = 0; b < B; ++b)
         if (ids[b] < 0 || ids[b] >= V) return b;
     dispatch_among<float, bf16, int8_t>(weights, [&](auto t) {
-        const Sizes sizes{B, L, C, H, V, position, capacity, eps};
-        const Step<decltype(t)> step(sizes, ids, matrices, scales, vectors, caches, logits);
+        const Sizes sizes{B, L, C, H, V, eps};
+        const Step<decltype(t)> step(sizes, ids, positions, capacities, matrices, scales, vectors, caches, logits);
         parallel_phases(
             step.phases(), threads, [&](int64_t phase) { return step.tasks(phase); },
             [&](int64_t phase, int64_t i) { step.run(phase, i); });

@@ -10,6 +10,7 @@ from gpt2c.commands.plan import Plan
 from gpt2c.commands.prepare import Prepare
 from gpt2c.commands.report import Report
 from gpt2c.commands.sample import Sample
+from gpt2c.commands.serve import Serve
 from gpt2c.commands.sft import Sft
 from gpt2c.commands.tokenizer import Tokenizer
 from gpt2c.commands.train import Train
@@ -22,6 +23,7 @@ COMMANDS = {
     "plan": Plan,
     "sample": Sample,
     "chat": Chat,
+    "serve": Serve,
     "eval": Eval,
     "tokenizer": Tokenizer,
     "export": Export,
