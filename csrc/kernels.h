@@ -115,9 +115,9 @@ using cross_entropy_backward_t = void(DType dtype, const float* dloss, const voi
 
 // ---- embedding: x[b, t] = wte[idx[b, t]] + wpe[positions[b, t]]; idx, positions (B, T), wte (V, C), wpe (P, C).
 // positions: all in [0, P), or null, for start + t in [0, P).
-// Returns the index of the first token whose id is not in [0, V), or -1; when there is one nothing is written. CUDA does
-// not wait to know it and always returns -1: a torch operation asserts the range on the device (gpt2c/_native.py), and
-// a row of x whose id is out of range becomes nan. Moves 2 s B T C, and wpe's rows once.
+// Returns the index of the first token whose id is not in [0, V), or -1; when there is one nothing is written. CUDA
+// does not wait to know it and always returns -1: a torch operation asserts the range on the device (gpt2c/_native.py),
+// and a row of x whose id is out of range becomes nan. Moves 2 s B T C, and wpe's rows once.
 using embedding_forward_t = int64_t(DType dtype, const int64_t* idx, const void* wte, const void* wpe, void* x,
                                     int64_t B, int64_t T, int64_t C, int64_t V, int64_t start, const int64_t* positions,
                                     int threads);
