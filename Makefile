@@ -2,6 +2,7 @@
 # make demo TEXT=file   the same on a text of your own
 # make test             every kernel against PyTorch, the model against its twin, the loop, the commands
 # make bench            the kernels and a training step beside PyTorch's, in about two minutes
+# make docs             the guide and the other pages as a site, in site/
 # make lint, make clean
 PYTHON ?= python3
 TEXT ?= embedded
@@ -12,11 +13,13 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc gpt2c
 # Where nvcc is but no GPU, CUDA kernels cannot run: one architecture shows that they build and load.
 CUDA := $(if $(shell nvidia-smi --list-gpus 2> /dev/null),,--config-settings cmake.define.GPT2C_CUDA_ARCHITECTURES=80)
 
-# What the tests read our files with, and the packages of the extras.
-PEERS := datasets fastapi gguf jinja2 lm_eval onnx onnxruntime openai peft plotly pyarrow tensorboard tokenizers
-PEERS += transformers uvicorn wandb zstandard
+DOCS := latex2mathml mkdocs mkdocs-material
 
-.PHONY: demo test lint bench clean
+# What the tests read our files with, and the packages of the extras.
+PEERS := datasets fastapi gguf jinja2 $(DOCS) lm_eval onnx onnxruntime openai peft plotly pyarrow tensorboard
+PEERS += tokenizers transformers uvicorn wandb zstandard
+
+.PHONY: demo test lint bench docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -34,8 +37,12 @@ bench: .venv/installed-test
 	@$(BIN)/gpt2c bench kernels --sizes B4xT64 --parts sizes overhead --seconds 0.3
 	@$(BIN)/gpt2c bench train --steps 8
 
+docs: .venv/installed-docs
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site
 
 .venv/created:
 	@command -v $(PYTHON) > /dev/null || \
@@ -57,6 +64,10 @@ clean:
 
 .venv/installed-test: .venv/installed
 	@$(PIP) install --constraint constraints.txt cmake nvidia-cuda-crt nvidia-cuda-runtime pytest $(PEERS)
+	@touch $@
+
+.venv/installed-docs: .venv/created
+	@$(PIP) install --constraint constraints.txt $(DOCS)
 	@touch $@
 
 .venv/installed-lint: .venv/created

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -32,13 +32,18 @@ def main(args: Sequence[str] | None = None) -> int:
 
     0: done. 2: a mistake of the user's, told on stderr as `error: <sentence>`. 128 + n: stopped by signal n.
     """
+    return told(lambda: parse(sys.argv[1:] if args is None else list(args)).run())
+
+
+def told(run: Callable[[], int]) -> int:
+    """The exit code of `run`, as `main` has it; its warnings and mistakes become lines on stderr."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             if _native.FORCED_ISA_PROBLEM:
                 raise UserError(_native.FORCED_ISA_PROBLEM)
-            return parse(sys.argv[1:] if args is None else list(args)).run()
+            return run()
     except UserError as error:
         if not isinstance(error, ToldElsewhere):
             print(f"error: {error}", file=sys.stderr)
@@ -63,16 +68,16 @@ def parse(args: list[str]) -> Any:
             for name, kind in COMMANDS.items()
         )
     ]
+    return read_arguments(commands, args, "gpt2c", "Train GPT-2 and let it write, on this machine's own kernels.")
+
+
+def read_arguments(kind: Any, args: Sequence[str], prog: str, description: str | None = None) -> Any:
+    """What the arguments say, of the type `kind`. Raises UserError, or SystemExit(0) after --help."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(
-                commands,
-                prog="gpt2c",
-                description="Train GPT-2 and let it write, on this machine's own kernels.",
-                args=args,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
+            config = (tyro.conf.FlagCreatePairsOff,)
+            return tyro.cli(kind, prog=prog, description=description, args=args, config=config)
     except SystemExit as stop:
         if not stop.code:
             raise
