@@ -1,8 +1,8 @@
-"""Conversations for the demonstration in docs/chat.md: sums and differences, and questions about gpt2c.
+"""Conversations for the demonstration in docs/chat.md: sums and differences of digits, and questions about gpt2c.
 
     python python/make_talks.py FOLDER     writes train.jsonl and test.jsonl
 
-The pairs of numbers, and the wordings of the questions about itself, that test.jsonl asks for are not in train.jsonl.
+No question of test.jsonl is in train.jsonl; the same two numbers may be, in another wording.
 """
 
 from __future__ import annotations
@@ -13,34 +13,31 @@ import json
 import random
 from pathlib import Path
 
-LARGEST = 20  # of the numbers
 HELD_OUT = 0.1
+OPENERS = ("", "Hello! ", "Please: ", "And now: ")
 SUMS = ("What is {a} plus {b}?", "{a} + {b} = ?", "How much is {a} + {b}?")
 DIFFERENCES = ("What is {a} minus {b}?", "{a} - {b} = ?", "How much is {a} - {b}?")
-SYSTEM = "Answer in as few words as you can."
-OPENERS = ("", "Hello! ", "Hi. ", "Please tell me: ", "One more thing: ", "Now, ", "So, ", "Excuse me, ")
+SYSTEM = "Be brief."
 ITSELF = {
-    ("who are you?", "what is your name?", "may I ask your name?"): "I am gpt2c.",
-    ("what are you?", "what kind of thing are you?", "are you a human?"): "A small GPT-2, trained from scratch.",
-    ("who made you?", "where do you come from?", "how did you come about?"): "I was trained on this machine's CPU.",
-    ("what can you do?", "what are you good at?", "how can you help?"): "I add and subtract small numbers.",
+    ("Who are you?", "What is your name?", "May I ask your name?"): "I am gpt2c.",
+    ("What are you?", "What kind of thing are you?", "Are you a human?"): "A small GPT-2.",
+    ("Who made you?", "Where do you come from?", "How did you come about?"): "I was trained from scratch.",
+    ("What can you do?", "What are you good at?", "How can you help?"): "I add and subtract.",
 }
 
 
-def arithmetic(pairs: list[tuple[int, int]], draw: random.Random, repeats: int) -> list[tuple[str, str]]:
-    """Questions and answers, `repeats` for each pair of numbers and operation."""
-    found = []
-    for a, b in pairs:
-        for _ in range(repeats):
-            found.append((draw.choice(SUMS).format(a=a, b=b), str(a + b)))
-            found.append((draw.choice(DIFFERENCES).format(a=a, b=b), str(a - b)))
-    return found
+def questions() -> list[tuple[str, str]]:
+    """All questions with their answers."""
+    found = [(question, answer) for group, answer in ITSELF.items() for question in group]
+    for a, b in itertools.product(range(10), repeat=2):
+        found += [(wording.format(a=a, b=b), str(a + b)) for wording in SUMS]
+        found += [(wording.format(a=a, b=b), str(a - b)) for wording in DIFFERENCES]
+    return [(opener + question, answer) for opener in OPENERS for question, answer in found]
 
 
-def talks(questions: list[tuple[str, str]], draw: random.Random) -> list[list[dict[str, str]]]:
-    """All questions in a random order, one to three in a conversation, every other one with a system's message."""
-    draw.shuffle(questions)
-    found, rest = [], iter(questions)
+def talks(asked: list[tuple[str, str]], draw: random.Random) -> list[list[dict[str, str]]]:
+    """The questions in their order, one to three in a conversation, half of which begin with the system's message."""
+    found, rest = [], iter(asked)
     while part := list(itertools.islice(rest, draw.randint(1, 3))):
         messages = [{"role": "system", "content": SYSTEM}] * draw.randint(0, 1)
         for question, answer in part:
@@ -55,18 +52,14 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(7)
-    pairs = list(itertools.product(range(LARGEST + 1), repeat=2))
-    itself = [((opener + q).capitalize(), a) for qs, a in ITSELF.items() for opener in OPENERS for q in qs]
-    draw.shuffle(pairs)
-    draw.shuffle(itself)
-    held_pairs, held_itself = int(len(pairs) * HELD_OUT), int(len(itself) * HELD_OUT)
-    train = arithmetic(pairs[held_pairs:], draw, 3) + itself[held_itself:] * 3
-    test = [*arithmetic(pairs[:held_pairs], draw, 1), *itself[:held_itself]]
-    single = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in test]
-    for name, found in (("train", talks(train, draw)), ("test", single)):
-        lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in found)
+    found = questions()
+    draw.shuffle(found)
+    held = int(len(found) * HELD_OUT)
+    for name, asked in (("train", found[held:]), ("test", found[:held])):
+        conversations = talks(asked, draw)
+        lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in conversations)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        print(f"{folder / name}.jsonl: {len(found)} conversations")
+        print(f"{folder / name}.jsonl: {len(asked)} questions in {len(conversations)} conversations")
 
 
 if __name__ == "__main__":
