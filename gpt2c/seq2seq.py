@@ -50,7 +50,7 @@ class Seq2SeqConfig:
         """Of the initial weights: 1 / sqrt(C), divided by the root of the number of residual branches where one ends.
 
         GPT-2's 0.02 is about half of that at C = 768; at C = 64 it would make all scores of attention start at nearly
-        0, and learning where to look take twice as many steps.
+        0, and learning where to look take many more steps.
         """
         return 1 / math.sqrt(self.n_embd * branches)
 
