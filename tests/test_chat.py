@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -256,6 +257,7 @@ sys.exit(main())
 def test_in_a_terminal_control_c_ends_the_reply_and_control_d_the_program(folder: Path) -> None:
     pid, terminal = os.forkpty()
     if pid == 0:
+        os.chdir(tempfile.gettempdir())  # not the repository, as in tiny.start
         os.execve(sys.executable, [sys.executable, "-c", PROGRAM, "chat", str(folder), "--max-new-tokens=700"],
                   {**tiny.environment(), "TERM": "dumb"})  # fmt: skip
     shown = ""
