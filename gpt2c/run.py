@@ -125,13 +125,9 @@ def recorded_settings(folder: Path, kind: type[Config] = TrainConfig) -> Config:
     return dataclasses.replace(settings, out=folder)
 
 
-def started_by(folder: Path) -> str | None:
-    """The call of torchrun (`distributed.job`) that has started or resumed the run, None if the folder holds no run."""
-    path = folder / SETTINGS
-    if not path.exists():
-        return None
-    read_settings(folder)
-    return json.loads(path.read_bytes()).get("job")
+def started_by(folder: Path) -> str:
+    """The call of torchrun (`distributed.job`) that has started or resumed the run; empty without one, or without a run."""
+    return read_settings(folder)["job"] if (folder / SETTINGS).exists() else ""
 
 
 def settings_of(folder: Path, command: str) -> dict[str, Any]:
@@ -152,7 +148,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(text)
         record.setdefault("command", TrainConfig.command)  # runs of earlier versions are of `train`
-        kinds = {"settings": dict, "data": dict, "threads": int, "command": str}
+        record.setdefault("job", "")
+        kinds = {"settings": dict, "data": dict, "threads": int, "command": str, "job": str}
         return {name: kind(record[name]) for name, kind in kinds.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: expected the settings of a gpt2c run") from error

@@ -188,11 +188,7 @@ def test_a_run_from_a_model_learns_stops_and_resumes(start: Path, tmp_path: Path
     assert not any(name.startswith("h.1.mlp.c_fc.w") for name in same)
     assert (whole.checkpoint / "adapter").exists() is ("lora_rank" in changes)
     # Resumed from the fourth step, it ends with the same bytes.
-    parts = tmp_path / "parts"
-    shutil.copytree(whole.run.folder, parts)
-    for path in checkpoint.list_all(parts):
-        if checkpoint.read_record(path).step > 4:
-            shutil.rmtree(path)
+    parts = tiny.stopped_after(whole.run.folder, 4, tmp_path / "parts")
     resumed = train(tiny.config(tmp_path, out=parts, **settings), resume=True)
     assert tiny.state(resumed.checkpoint) == tiny.state(whole.checkpoint)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +109,7 @@ def test_a_run_learns_stops_and_resumes_bit_for_bit(tmp_path: Path, changes: dic
     grow(grown, 261, talks.config(tmp_path).seed)
     assert not (model.wte.weight[257:261] == grown.wte.weight[257:261]).all(1).any(), "the new rows learn in any case"
 
-    parts = tmp_path / "parts"
-    shutil.copytree(whole.run.folder, parts)
-    for path in checkpoint.list_all(parts):
-        if checkpoint.read_record(path).step > 4:
-            shutil.rmtree(path)
+    parts = tiny.stopped_after(whole.run.folder, 4, tmp_path / "parts")
     resumed = train(talks.config(tmp_path, out=parts, **settings), resume=True)
     assert tiny.state(resumed.checkpoint) == tiny.state(whole.checkpoint)
     assert tiny.metrics(parts) == tiny.metrics(whole.run.folder)

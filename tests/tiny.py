@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import gpt2c
+from gpt2c.checkpoint import list_all, read_record
 from gpt2c.cli import main
 from gpt2c.distributed import Processes
 from gpt2c.settings import TrainConfig
@@ -124,6 +126,15 @@ def events(run: Path) -> list[tuple[int, str]]:
 
 def all_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def stopped_after(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a finished run without the checkpoints after `step`."""
+    shutil.copytree(run, copy)
+    for path in list_all(copy):
+        if read_record(path).step > step:
+            shutil.rmtree(path)
+    return copy
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ class Train:
 
     settings: tyro.conf.OmitArgPrefixes[TrainConfig]
     recipe: str
-    """Settings that the flags change: `demo`, `shakespeare`, `gpt2-124m`, or a TOML file with the fields as keys."""
+    """Settings that the flags change: `demo`, `shakespeare-bytes`, another of docs/recipes.md, or your TOML file."""
     resume: bool = False
     """Go on from the latest checkpoint in --out, with the run's settings; steps and the `every` flags may change."""
 
