@@ -126,7 +126,7 @@ def recorded_settings(folder: Path, kind: type[Config] = TrainConfig) -> Config:
 
 
 def started_by(folder: Path) -> str:
-    """The call of torchrun (`distributed.job`) that has started or resumed the run; empty without one, or without a run."""
+    """The call of torchrun (`distributed.job`) that has started or resumed the run; empty without a call or a run."""
     return read_settings(folder)["job"] if (folder / SETTINGS).exists() else ""
 
 
