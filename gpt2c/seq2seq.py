@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,44 +56,58 @@ class Seq2SeqConfig:
         return 1 / math.sqrt(self.n_embd * branches)
 
 
-class SelfAttention(nn.Module):
-    """softmax(q k^T / sqrt(D)) v, where q, k and v are three projections of one x (B,T,C)."""
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(D)) v of the `heads` that its kind makes of its inputs, projected back to (B,T,C)."""
+
+    c_proj: Linear
+
+    def __init__(self, n_head: int, causal: bool) -> None:
+        super().__init__()
+        self.n_head, self.causal = n_head, causal
+
+    def heads(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B,H,T,D), k and v (B,H,S,D)."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        q, k, v = self.heads(*inputs)
+        return linear(merge_heads(ops.attention(q, k, v, causal=self.causal)), self.c_proj)
+
+    def probabilities(self, *inputs: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(D)), (B,H,T,S), which the op never stores: for looking at."""
+        q, k, _ = self.heads(*inputs)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if self.causal:
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+        return scores.softmax(-1)
+
+
+class SelfAttention(Attention):
+    """q, k and v are three projections of one x (B,T,C)."""
 
     def __init__(self, config: Seq2SeqConfig, residual_std: float, causal: bool) -> None:
-        super().__init__()
-        self.n_head, self.causal = config.n_head, causal
+        super().__init__(config.n_head, causal)
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, config.init_std())
         self.c_proj = Linear(config.n_embd, config.n_embd, residual_std)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split_heads(part, self.n_head) for part in linear(x, self.c_attn).chunk(3, dim=2))
-        return linear(merge_heads(ops.attention(q, k, v, causal=self.causal)), self.c_proj)
+        return q, k, v
 
 
-class CrossAttention(nn.Module):
-    """softmax(q k^T / sqrt(D)) v, where q is projected from x (B,T,C), k and v are from the memory (B,S,C)."""
+class CrossAttention(Attention):
+    """q is projected from x (B,T,C), k and v are from the memory (B,S,C)."""
 
     def __init__(self, config: Seq2SeqConfig, residual_std: float) -> None:
-        super().__init__()
-        self.n_head = config.n_head
+        super().__init__(config.n_head, causal=False)
         self.c_query = Linear(config.n_embd, config.n_embd, config.init_std())
         self.c_memory = Linear(config.n_embd, 2 * config.n_embd, config.init_std())
         self.c_proj = Linear(config.n_embd, config.n_embd, residual_std)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        q, k, v = self.heads(x, memory)
-        return linear(merge_heads(ops.attention(q, k, v)), self.c_proj)
-
     def heads(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B,H,T,D), k and v (B,H,S,D)."""
         parts = (linear(x, self.c_query), *linear(memory, self.c_memory).chunk(2, dim=2))
         q, k, v = (split_heads(part, self.n_head) for part in parts)
         return q, k, v
-
-    def probabilities(self, x: Tensor, memory: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(D)), (B,H,T,S), which the op never stores: for looking at."""
-        q, k, _ = self.heads(x, memory)
-        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
 
 
 class MLP(nn.Module):
@@ -133,15 +148,19 @@ class DecoderLayer(nn.Module):
         self.attn, self.cross = SelfAttention(config, std, causal=True), CrossAttention(config, std)
         self.mlp = MLP(config, std)
 
-    def forward(
-        self, x: Tensor, h: Tensor | None, memory: Tensor, seen: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
         h, y = add_and_norm(x, h, self.ln_1)
         h, y = add_and_norm(self.attn(y), h, self.ln_2)
-        if seen is not None:
-            seen.append(self.cross.probabilities(y, memory))
         h, y = add_and_norm(self.cross(y, memory), h, self.ln_3)
         return self.mlp(y), h
+
+
+class AttentionMaps(NamedTuple):
+    """softmax(q k^T / sqrt(D)) of every layer and head: (layers, B, H, queries, keys), rows sum to 1."""
+
+    source: Tensor  # of the encoder's self-attention, (n_encoder,B,H,S,S)
+    target: Tensor  # of the decoder's causal one, (n_decoder,B,H,T,T)
+    cross: Tensor  # (n_decoder,B,H,T,S)
 
 
 class Seq2Seq(nn.Module):
@@ -178,14 +197,11 @@ class Seq2Seq(nn.Module):
             x, h = layer(x, h)
         return add_and_norm(x, h, self.ln_encoder)[1]
 
-    def decode(self, target: Tensor, memory: Tensor, seen: list[Tensor] | None = None) -> Tensor:
-        """The last layernorm's output (B,T,C) for target (B,T) int64 beside the memory (B,S,C).
-
-        seen: gets each layer's cross-attention, (B,H,T,S).
-        """
+    def decode(self, target: Tensor, memory: Tensor) -> Tensor:
+        """The last layernorm's output (B,T,C) for target (B,T) int64 beside the memory (B,S,C)."""
         x, h = ops.embedding(target, self.wte.weight, self.wpe_target.weight), None
         for layer in self.decoder:
-            x, h = layer(x, h, memory, seen)
+            x, h = layer(x, h, memory)
         return add_and_norm(x, h, self.ln_decoder)[1]
 
     def logits(self, y: Tensor) -> Tensor:
@@ -211,11 +227,25 @@ class Seq2Seq(nn.Module):
         return target[:, 1:]
 
     @torch.no_grad()
-    def cross_attention(self, source: Tensor, target: Tensor) -> Tensor:
-        """How much each position of target (B,T) looks at each of source (B,S): (layers, B, H, T, S), rows sum to 1."""
-        seen: list[Tensor] = []
-        self.decode(target, self.encode(source), seen)
-        return torch.stack(seen)
+    def attention_maps(self, source: Tensor, target: Tensor) -> AttentionMaps:
+        """Who looks at whom while target (B,T) is read beside source (B,S)."""
+        kinds = (
+            [layer.attn for layer in self.encoder],
+            [layer.attn for layer in self.decoder],
+            [layer.cross for layer in self.decoder],
+        )
+        seen: dict[Attention, Tensor] = {}
+
+        def look(attention: Attention, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[attention] = attention.probabilities(*inputs)
+
+        hooks = [attention.register_forward_hook(look) for kind in kinds for attention in kind]
+        try:
+            self.decode(target, self.encode(source))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return AttentionMaps(*(torch.stack([seen[attention] for attention in kind]) for kind in kinds))
 
 
 def linear(x: Tensor, layer: Linear) -> Tensor:

@@ -68,7 +68,7 @@ class Translator:
 
     def known(self) -> str:
         """The vocabulary as a list to read."""
-        return ", ".join(self.vocabulary[2:])
+        return " ".join(self.vocabulary[2:])
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """The likeliest translation of each text, by greedy decoding. Raises UserError as `encode`.
@@ -93,7 +93,7 @@ class Translator:
         source = torch.tensor([self.encode(text)])
         target = self.model.greedy(source, self.ids[BEGIN], self.ids[END])
         shifted = torch.cat([torch.tensor([[self.ids[BEGIN]]]), target[:, :-1]], dim=1)
-        weights = self.model.cross_attention(source, shifted)[:, 0]
+        weights = self.model.attention_maps(source, shifted).cross[:, 0]
         return Attention(split(text), [self.vocabulary[i] for i in target[0].tolist()], weights)
 
     def words(self, ids: Sequence[int]) -> list[str]:
@@ -109,6 +109,14 @@ class Translator:
             with replacing(folder / WEIGHTS) as path:
                 save_file({name: tensor.detach() for name, tensor in self.model.state_dict().items()}, path)
             write_atomically(folder / CONFIG, (json.dumps(settings, indent=1) + "\n").encode())
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether the folder's config.json is a translator's; what is wrong with it, `load` says."""
+        try:
+            return "n_encoder" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            return False
 
     @classmethod
     def load(cls, folder: Path) -> Translator:

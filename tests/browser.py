@@ -81,8 +81,8 @@ class Page:
         return found["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until the expression is true, for at most 20 seconds."""
-        end = time.monotonic() + 20
+        """Until the expression is true, for at most a minute."""
+        end = time.monotonic() + 60
         while not self.run(condition):
             assert time.monotonic() < end, f"never true: {condition}; {self.errors}"
             time.sleep(0.02)

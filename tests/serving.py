@@ -13,7 +13,7 @@ import torch
 from gpt2c.chat.template import chat_tokenizer, template_of
 from gpt2c.config import GPT2Config
 from gpt2c.model import GPT2
-from gpt2c.serve.app import Server, create_app, listen
+from gpt2c.serve.app import Server, Site, gpt2_site, listen
 from gpt2c.serve.engine import Engine
 from gpt2c.serve.service import Service
 from gpt2c.tokenizer import Tokenizer, get_tokenizer
@@ -46,22 +46,29 @@ def serving(service: Service, started: bool = True, **app: Any) -> Iterator[str]
     """The address of a running server. started: whether its engine is, too."""
     if started:
         service.engine.start()
+    with running(gpt2_site(service), service.engine.stop, **app) as url:
+        yield url
+
+
+@contextmanager
+def running(site: Site, stop: Callable[[], None] = lambda: None, **app: Any) -> Iterator[str]:
+    """The address of a running server, before whose end `stop` is called."""
     with listen(0) as listener:
-        server = Server(create_app(service, **app), service.engine)
+        server = Server(site, **app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             wait_until(lambda: server.started)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            service.engine.stop()
+            stop()
             server.should_exit = True
             thread.join()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """For at most 20 seconds."""
-    end = time.monotonic() + 20
+    """For at most a minute: other work may hold the machine."""
+    end = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < end, "it did not happen within 20 seconds"
+        assert time.monotonic() < end, "it did not happen within a minute"
         time.sleep(0.005)

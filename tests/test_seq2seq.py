@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2c.seq2seq import CrossAttention, Seq2Seq, Seq2SeqConfig
+from gpt2c import ops
+from gpt2c.seq2seq import CrossAttention, SelfAttention, Seq2Seq, Seq2SeqConfig, add_and_norm
 
 CONFIG = Seq2SeqConfig(vocab_size=31, n_positions=20, n_embd=24, n_head=3, n_encoder=2, n_decoder=3)
 # As in test_model.py: rounding alone is about 1e-6 of a gradient's norm, a wrong mask or constant above 1e-4.
@@ -128,20 +129,36 @@ def test_padding_at_a_targets_end_changes_nothing() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_cross_attention_shown_is_that_of_the_op() -> None:
+@pytest.mark.parametrize("kind", ["self", "causal", "cross"])
+def test_attention_shown_is_that_of_the_op(kind: str) -> None:
     torch.manual_seed(0)
-    cross = CrossAttention(CONFIG, 0.2)
-    x, memory = torch.randn(2, 5, 24), torch.randn(2, 9, 24)
-    shown = cross.probabilities(x, memory)
-    assert shown.shape == (2, 3, 5, 9)
+    memory = [torch.randn(2, 9, 24)] if kind == "cross" else []
+    attention = CrossAttention(CONFIG, 0.2) if memory else SelfAttention(CONFIG, 0.2, causal=kind == "causal")
+    x = torch.randn(2, 5, 24)
+    shown = attention.probabilities(x, *memory)
+    assert shown.shape == (2, 3, 5, 9 if memory else 5)
     torch.testing.assert_close(shown.sum(-1), torch.ones(2, 3, 5))
-    _, _, v = cross.heads(x, memory)
-    expected = (shown @ v).transpose(1, 2).flatten(2) @ cross.c_proj.weight + cross.c_proj.bias
-    torch.testing.assert_close(cross(x, memory), expected, rtol=1e-5, atol=1e-6)
+    _, _, v = attention.heads(x, *memory)
+    expected = (shown @ v).transpose(1, 2).flatten(2) @ attention.c_proj.weight + attention.c_proj.bias
+    torch.testing.assert_close(attention(x, *memory), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_maps_are_of_every_layer() -> None:
+    """Of a layer alone what the hooks saw of it; and a model that has been looked at computes as before."""
     model = make_model()
-    seen = model.cross_attention(tokens(2, 9), tokens(2, 5, seed=2))
-    assert seen.shape == (CONFIG.n_decoder, 2, 3, 5, 9)
-    torch.testing.assert_close(seen.sum(-1), torch.ones(seen.shape[:-1]))
+    source, target = tokens(2, 9), tokens(2, 5, seed=2)
+    before = model.decode(target, model.encode(source))
+    maps = model.attention_maps(source, target)
+    shapes = [(CONFIG.n_encoder, 2, 3, 9, 9), (CONFIG.n_decoder, 2, 3, 5, 5), (CONFIG.n_decoder, 2, 3, 5, 9)]
+    assert [part.shape for part in maps] == shapes
+    for part in maps:
+        torch.testing.assert_close(part.sum(-1), torch.ones(part.shape[:-1]))
+        assert not any(torch.equal(part[0], later) for later in part[1:])
+    assert not maps.target.triu(1).any()
+    x = ops.embedding(source, model.wte.weight, model.wpe_source.weight)
+    _, y = add_and_norm(x, None, model.encoder[0].ln_1)
+    torch.testing.assert_close(maps.source[0], model.encoder[0].attn.probabilities(y))
+    assert torch.equal(model.decode(target, model.encode(source)), before)
 
 
 def test_greedy_takes_the_likeliest_token_at_each_step_and_stops() -> None:

@@ -131,7 +131,7 @@ def test_cross_attention_while_translating_is_that_of_the_whole_target() -> None
     assert len(target) == weights.shape[2] and len(source) == weights.shape[3] == 2
     begin = translator.ids[BEGIN]
     given = torch.tensor([[begin, *(translator.ids[token] for token in target[:-1])]])
-    again = translator.model.cross_attention(torch.tensor([translator.encode("twenty one")]), given)[:, 0]
+    again = translator.model.attention_maps(torch.tensor([translator.encode("twenty one")]), given).cross[:, 0]
     assert torch.equal(again, weights)
     assert alignment_picture([translator.attention("twenty one")] * 2).startswith(b"\x89PNG")
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from gpt2c.chat.template import template_of
 from gpt2c.errors import UserError
 from gpt2c.load import load_model
+from gpt2c.translator import Translator
+
+if TYPE_CHECKING:
+    from gpt2c.serve.app import Site
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,8 @@ class Serve:
     """Show what a model writes, and why, on a local web page; with an API as OpenAI's."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
+    """A run (its best checkpoint is taken), a checkpoint, any GPT-2 in Hugging Face's format or on its hub, or a
+    translator's folder (python/translate.py)."""
     port: int = 8000
     """Of 127.0.0.1, the only address it listens on; 0 takes a free one."""
     weights: Literal["fp32", "bf16", "int8"] = "fp32"
@@ -27,26 +34,40 @@ class Serve:
     def run(self) -> int:
         """Serve until Ctrl-C."""
         try:
-            from gpt2c.serve.app import HOST, Server, create_app, listen
-            from gpt2c.serve.engine import Engine
-            from gpt2c.serve.service import Service
+            from gpt2c.serve.app import HOST, Server, listen
         except ModuleNotFoundError as error:
             raise UserError(
                 f'gpt2c serve needs the packages fastapi and uvicorn: pip install "gpt2c[serve]" ({error})'
             ) from error
-        with listen(self.port) as listener:
-            model, tokenizer, _ = load_model(self.model)
+        with listen(self.port) as listener, self._site() as site:
             try:
-                engine = Engine(model, self.weights)
-            except ValueError as error:  # weights that are not possible for the model
-                raise UserError(str(error)) from error
-            service = Service(Path(self.model).name, model, tokenizer, template_of(tokenizer), engine)
-            engine.start()
-            try:
-                print(f"{service.name}: http://{HOST}:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
-                Server(create_app(service), engine).run(sockets=[listener])
+                print(f"{site.name}: http://{HOST}:{listener.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+                Server(site).run(sockets=[listener])
             except KeyboardInterrupt:  # raised once more when the server has ended
                 pass
-            finally:
-                engine.stop()
         return 0
+
+    @contextmanager
+    def _site(self) -> Iterator[Site]:
+        """What the folder holds, ready to be served."""
+        from gpt2c.serve.app import gpt2_site, translator_site
+        from gpt2c.serve.engine import Engine
+        from gpt2c.serve.service import Service
+        from gpt2c.serve.translation import Translations
+
+        path = Path(self.model)
+        if Translator.is_in(path):
+            if self.weights != "fp32":
+                raise UserError(f"--weights {self.weights} is for GPT-2; {path} is an encoder-decoder, small as it is")
+            yield translator_site(Translations(path.name, Translator.load(path)))
+            return
+        model, tokenizer, _ = load_model(self.model)
+        try:
+            engine = Engine(model, self.weights)
+        except ValueError as error:  # weights that are not possible for the model
+            raise UserError(str(error)) from error
+        engine.start()
+        try:
+            yield gpt2_site(Service(path.name, model, tokenizer, template_of(tokenizer), engine))
+        finally:
+            engine.stop()

@@ -15,6 +15,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Sampled(Strict):
+    """What the page says of how tokens are drawn, and of how many at most."""
+
+    length: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=1, ge=0, le=2)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float = Field(default=1, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False

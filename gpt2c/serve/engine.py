@@ -87,7 +87,7 @@ class Row:
         try:
             id = int(sample(logits, how.temperature, how.top_k, how.top_p, self.generator))
         except ValueError as error:  # damaged weights, in one sentence
-            job.outbox.put((job.index, Finish("failure", str(error))))
+            job.outbox.put((job.index, Finish("failure", str(error))), at_once=True)
             return True
         self.unread = [id]
         self.written += 1
@@ -96,8 +96,9 @@ class Row:
             items.append(Finish("stop"))
         elif self.written == job.length:
             items.append(Finish("length"))
-        job.outbox.put(*((job.index, item) for item in items))
-        return len(items) == 2
+        ended = len(items) == 2
+        job.outbox.put(*((job.index, item) for item in items), at_once=ended)
+        return ended
 
 
 class Engine:
@@ -194,7 +195,7 @@ class Engine:
             jobs = [row.job for row in self._running] + list(self._waiting) * self._stopping
             ended, calls = list(self._running), list(self._calls) * self._stopping
         for job in jobs:
-            job.outbox.put((job.index, Finish("failure", message)))
+            job.outbox.put((job.index, Finish("failure", message)), at_once=True)
         for future, _ in calls:
             future.set_exception(Stopped())
         return ended

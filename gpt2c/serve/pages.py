@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from importlib import resources
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
 
-from gpt2c.serve.bodies import Id, Message, Strict
+from gpt2c.serve.bodies import Id, Message, Sampled, Strict
 from gpt2c.serve.engine import Sampling, Stopped
 from gpt2c.serve.errors import ApiError
 from gpt2c.serve.openai import event
@@ -19,24 +19,18 @@ from gpt2c.serve.responses import EventStream
 from gpt2c.serve.service import Answer, Order, Service
 from gpt2c.serve.text import spelled
 from gpt2c.serve.tokens import Token, Wanted
-from gpt2c.serve.view import Reader, Reading, map_kinds
+from gpt2c.serve.view import AttentionMap, MapKind, Reader, Reading, map_kinds
 
-TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 WANTED = Wanted(top=40, rest=True)
 Result = TypeVar("Result")
 
 
-class WriteBody(Strict):
+class WriteBody(Sampled):
     """POST /api/write: one of text, ids and messages, and how to go on; without a length to the context's end."""
 
     text: str | None = None
     ids: list[Id] | None = None
     messages: list[Message] | None = None
-    length: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=1, ge=0, le=2)
-    top_k: int | None = Field(default=None, ge=1)
-    top_p: float = Field(default=1, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 
 class ReadBody(Strict):
@@ -57,14 +51,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     reader = Reader(service.model)
     kinds = map_kinds(service.model)
-
-    @routes.get("/")
-    async def page() -> Response:
-        return _file("index.html")
-
-    @routes.get("/web/{name}")
-    async def file(name: str) -> Response:
-        return _file(name)
+    spell = partial(spelled, service.tokenizer)
 
     @routes.get("/api/model")
     async def model() -> dict[str, Any]:
@@ -84,26 +71,18 @@ def router(service: Service) -> APIRouter:
     @routes.post("/api/read")
     async def read(body: ReadBody) -> dict[str, Any]:
         tokens = await inside(body, lambda reading: reading.tokens(WANTED))
-        return {"tokens": [told(service, token) for token in tokens]}
+        return {"tokens": [told(spell, token) for token in tokens]}
 
     @routes.post("/api/attention")
     async def attention(body: AttentionBody) -> dict[str, Any]:
-        kind = next((kind for kind in kinds if kind.name == body.kind), None)
-        if kind is None or body.layer >= kind.layers or body.head >= kind.heads:
-            raise ApiError(400, f"there is no head {body.head} of layer {body.layer} of {body.kind!r}")
-        found = await inside(body, lambda reading: reading.attention(body.layer, body.head))
-        return {
-            "rows": [spelled(service.tokenizer, id) for id in found.rows],
-            "columns": [spelled(service.tokenizer, id) for id in found.columns],
-            "weights": [[round(p, 4) for p in row] for row in found.weights.tolist()],
-            "earlier": [round(p, 4) for p in found.earlier.tolist()],
-        }
+        find_kind(kinds, body.kind, body.layer, body.head)
+        return told_map(spell, await inside(body, lambda reading: reading.attention(body.layer, body.head)))
 
     @routes.post("/api/lens")
     async def lens(body: ReadBody) -> dict[str, Any]:
         table = await inside(body, lambda reading: reading.lens())
-        tokens = [spelled(service.tokenizer, id) for id in body.ids[-len(table[0]) :]]
-        rows = [[[(spelled(service.tokenizer, id), round(p, 4)) for id, p in cell] for cell in row] for row in table]
+        tokens = [spell(id) for id in body.ids[-len(table[0]) :]]
+        rows = [[[(spell(id), round(p, 4)) for id, p in cell] for cell in row] for row in table]
         return {"tokens": tokens, "layers": rows}
 
     async def inside(body: ReadBody, look: Callable[[Reading], Result]) -> Result:
@@ -124,13 +103,13 @@ def describe(service: Service) -> dict[str, Any]:
     config = service.model.config
     return {
         "name": service.name,
-        "parameters": service.model.num_parameters(),
-        "layers": config.n_layer,
-        "heads": config.n_head,
-        "width": config.n_embd,
+        "facts": f"{service.model.num_parameters() / 1e6:.1f} million parameters, {config.n_layer} layers of "
+        f"{config.n_head} heads, {config.n_embd} wide, {config.n_positions} tokens of context, "
+        f"{config.vocab_size:,} known",
         "context": config.n_positions,
-        "vocabulary": config.vocab_size,
         "chat": service.template is not None,
+        "lens": True,
+        "source": None,
         "attention": [vars(kind) for kind in map_kinds(service.model)],
     }
 
@@ -149,28 +128,40 @@ def write_order(service: Service, body: WriteBody) -> Order:
 
 async def _written(service: Service, prompt: list[int], answer: Answer) -> AsyncIterator[str]:
     """First the prompt's tokens, then new ones as they come, and why it ended."""
-    yield event({"prompt": [{"id": id, "text": spelled(service.tokenizer, id)} for id in prompt]})
+    spell = partial(spelled, service.tokenizer)
+    yield event({"prompt": [{"id": id, "text": spell(id)} for id in prompt]})
     try:
         async for delta in answer.deltas():
-            tokens = [told(service, token) for token in (*delta.tokens, delta.end) if token is not None]
+            tokens = [told(spell, token) for token in (*delta.tokens, delta.end) if token is not None]
             yield event({"tokens": tokens, "text": delta.text, "finish": delta.finish})
     except ApiError as error:
         yield event(error.body)
 
 
-def told(service: Service, token: Token) -> dict[str, Any]:
+def told(spell: Callable[[int], str], token: Token) -> dict[str, Any]:
     """A token as the page gets it."""
     return {
         "id": token.id,
-        "text": spelled(service.tokenizer, token.id),
+        "text": spell(token.id),
         "logprob": token.logprob,
-        "top": [(id, spelled(service.tokenizer, id), round(logprob, 4)) for id, logprob in token.top],
+        "top": [(id, spell(id), round(logprob, 4)) for id, logprob in token.top],
         "rest": token.rest and vars(token.rest),
     }
 
 
-def _file(name: str) -> Response:
-    folder = resources.files("gpt2c") / "serve" / "web"
-    if name not in {path.name for path in folder.iterdir()}:
-        raise ApiError(404, f"there is no file {name!r}")
-    return Response((folder / name).read_bytes(), media_type=TYPES[name.rpartition(".")[2]])
+def told_map(spell: Callable[[int], str], found: AttentionMap) -> dict[str, Any]:
+    """A map as the page gets it."""
+    return {
+        "rows": [spell(id) for id in found.rows],
+        "columns": [spell(id) for id in found.columns],
+        "weights": [[round(p, 4) for p in row] for row in found.weights.tolist()],
+        "earlier": [round(p, 4) for p in found.earlier.tolist()],
+    }
+
+
+def find_kind(kinds: Sequence[MapKind], name: str, layer: int, head: int) -> MapKind:
+    """The kind of that name. ApiError if there is none, or it has no such layer or head."""
+    for kind in kinds:
+        if kind.name == name and layer < kind.layers and head < kind.heads:
+            return kind
+    raise ApiError(400, f"there is no head {head} of layer {layer} of {name!r}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,13 @@ LENS_TOP = 3
 
 @dataclass(frozen=True)
 class MapKind:
-    """An attention of the model that can be looked at."""
+    """An attention of the model that can be looked at. queries, keys: whose tokens its rows and columns are."""
 
     name: str
     layers: int
     heads: int
+    queries: Literal["text", "source"] = "text"
+    keys: Literal["text", "source"] = "text"
 
 
 @dataclass(frozen=True)

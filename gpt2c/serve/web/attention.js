@@ -1,4 +1,5 @@
-/* One head's attention: a heat map, and arcs from the chosen token over the words. */
+/* One head's attention: a heat map, and arcs from the chosen token over the words, or from one line of words to another.
+ * A map's rows and columns are tokens of the text, but for an encoder-decoder also of the source. */
 
 import { post } from "./api.js";
 import { $, element, percent, visible } from "./words.js";
@@ -9,7 +10,7 @@ const canvas = $("heat"), arcs = $("arcs");
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export class Attention {
-  /* choose(row): a row of the map was chosen, counted from its first. */
+  /* choose(index): a token of the text was chosen. */
   constructor(kinds, choose, tell) {
     this.kinds = kinds;
     this.choose = choose;
@@ -19,13 +20,14 @@ export class Attention {
     for (const id of ["kind", "layer", "head"]) $(id).addEventListener("input", () => this.load());
     canvas.addEventListener("pointermove", event => this.point(event));
     canvas.addEventListener("pointerleave", () => this.mark(this.row));
-    canvas.addEventListener("click", event => this.cell(event) && this.choose(this.cell(event).row));
+    canvas.addEventListener("click", event => this.cell(event) && this.pick(this.cell(event).row));
     canvas.addEventListener("keydown", event => this.key(event));
     new ResizeObserver(() => this.draw()).observe(canvas.parentElement);
     $("layer").value = $("head").value = 1;
     this.limits();
   }
 
+  /* The kind that is chosen, whose layers and heads the sliders have. */
   limits() {
     const kind = this.kinds.find(kind => kind.name === $("kind").value);
     for (const [id, most] of [["layer", kind.layers], ["head", kind.heads]]) {
@@ -35,44 +37,66 @@ export class Attention {
     return kind;
   }
 
-  /* Another text, or another head: the map comes from the server. */
-  async load(ids = this.ids) {
-    this.ids = ids;
+  /* Another text {ids, source if it has one}, or another head: the map comes from the server. */
+  async load(text = this.text) {
+    this.text = text;
     const kind = this.limits();
-    if (!ids) return;
-    const asked = this.asked = {};
+    if (!text) return;
+    const asked = this.asked = {}, head = { kind: kind.name, layer: $("layer").value - 1, head: $("head").value - 1 };
     try {
-      const map = await post("/api/attention", { ids, kind: kind.name, layer: $("layer").value - 1, head: $("head").value - 1 });
+      const map = await post("/api/attention", { ...text, ...head });
       if (asked !== this.asked) return;
-      this.map = map;
+      Object.assign(this, { map, kind });
     } catch (error) {
       this.tell(error);
       return;
     }
-    this.first = ids.length - this.map.rows.length;
+    const count = map => map.rows.length;
+    this.first = text.ids.length - count(this.map); // cross-attention has none for the first token, which nobody said
+    const left = kind.keys === "text" && this.first, crosses = kind.queries !== kind.keys;
     $("attention").hidden = false;
-    $("heat-hint").textContent = "Each row is a token, its cells those that it looks at. The colour follows the square root, "
-      + "so that small weights show." + (this.first ? ` The last ${this.map.rows.length} of ${ids.length} tokens.` : "");
-    this.row = Math.min(this.row ?? Infinity, this.map.rows.length - 1);
+    $("heat-hint").textContent = (crosses ? "Each row is a token that was said, its cells what the model looked at to say it."
+      : "Each row is a token, its cells those that it looks at.") + " The colour follows the square root, so that small weights show."
+      + (left ? ` The last ${count(this.map)} of ${text.ids.length} tokens.` : "");
     this.words();
-    this.draw();
+    this.look(this.index ?? text.ids.length - 1);
   }
 
   /* The token `index` of the text is looked at. */
   look(index) {
-    this.row = index - (this.first ?? 0);
-    if (this.map) this.draw();
+    this.index = index;
+    if (!this.map) return;
+    const row = this.kind.queries === "text" ? index - this.first : this.row ?? 0;
+    this.row = Math.max(0, Math.min(row, this.map.rows.length - 1));
+    this.draw();
+  }
+
+  /* A row was chosen. */
+  pick(row) {
+    this.row = row;
+    if (this.kind.queries === "text") this.choose(row + this.first);
+    else this.draw();
   }
 
   words() {
-    const words = this.map.columns.map((text, i) => {
-      const word = element("span", { className: "word", dataset: { index: i } }, visible(text));
-      word.addEventListener("pointerenter", () => this.mark(i));
-      word.addEventListener("click", () => this.choose(i));
-      return word;
-    });
+    const { rows, columns } = this.map, isOneLine = this.kind.queries === this.kind.keys;
+    this.keys = this.line(columns, isOneLine);
+    this.queries = isOneLine ? this.keys : this.line(rows, true);
     this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    arcs.replaceChildren(element("div", { className: "strip" }, this.svg, element("div", { className: "words" }, ...words)));
+    const lines = isOneLine ? [this.svg, this.keys] : [this.queries, this.svg, this.keys];
+    arcs.replaceChildren(element("div", { className: "strip" }, ...lines));
+  }
+
+  /* Words in a row, which are rows of the map if they may be picked. */
+  line(texts, mayPick) {
+    return element("div", { className: "words" }, ...texts.map((text, i) => {
+      const word = element("span", { className: "word", dataset: { index: i } }, visible(text));
+      if (!mayPick) return word;
+      word.classList.add("query");
+      word.addEventListener("pointerenter", () => this.mark(i));
+      word.addEventListener("click", () => this.pick(i));
+      return word;
+    }));
   }
 
   mark(row) {
@@ -99,28 +123,25 @@ export class Attention {
   }
 
   drawArcs(row) {
-    const words = [...arcs.querySelectorAll(".word")], height = 120;
-    const middle = word => word.offsetLeft + word.offsetWidth / 2, from = middle(words[row]);
-    const weights = this.map.weights[row];
-    this.svg.setAttribute("width", words.at(-1).offsetLeft + words.at(-1).offsetWidth);
+    const queries = [...this.queries.children], keys = [...this.keys.children], height = 120;
+    const middle = word => word.offsetLeft + word.offsetWidth / 2, end = words => words.at(-1).offsetLeft + words.at(-1).offsetWidth;
+    const weights = this.map.weights[row], from = middle(queries[row]);
+    this.svg.setAttribute("width", Math.max(end(queries), end(keys)));
     this.svg.setAttribute("height", height);
     this.svg.replaceChildren(...weights.flatMap((w, i) => {
       if (w < LEAST) return [];
-      const to = middle(words[i]), up = Math.min(height - 8, 14 + Math.abs(from - to) * 0.45);
       const path = document.createElementNS(this.svg.namespaceURI, "path");
-      const loop = i === row ? 9 : 0; // to itself
-      path.setAttribute("d", `M${from + loop} ${height}C${from + loop} ${height - up * 1.3} ${to - loop} ${height - up * 1.3} ${to - loop} ${height}`);
+      path.setAttribute("d", this.queries === this.keys ? arc(from, middle(keys[i]), height)
+        : `M${from} 0C${from} ${height / 2} ${middle(keys[i])} ${height / 2} ${middle(keys[i])} ${height}`);
       path.setAttribute("stroke-width", 1 + 7 * w);
       path.setAttribute("opacity", 0.25 + 0.75 * Math.sqrt(w));
       return [path];
     }));
-    words.forEach((word, i) => {
-      word.classList.toggle("from", i === row);
-      word.style.setProperty("--weight", `${Math.round(85 * Math.sqrt(weights[i]))}%`);
-    });
-    const strip = arcs, at = words[row];
-    if (at.offsetLeft < strip.scrollLeft || at.offsetLeft + at.offsetWidth > strip.scrollLeft + strip.clientWidth)
-      strip.scrollLeft = at.offsetLeft - strip.clientWidth / 2;
+    queries.forEach((word, i) => word.classList.toggle("from", i === row));
+    keys.forEach((word, i) => word.style.setProperty("--weight", `${Math.round(85 * Math.sqrt(weights[i]))}%`));
+    const at = queries[row];
+    if (at.offsetLeft < arcs.scrollLeft || at.offsetLeft + at.offsetWidth > arcs.scrollLeft + arcs.clientWidth)
+      arcs.scrollLeft = at.offsetLeft - arcs.clientWidth / 2;
   }
 
   drawHeat(row) {
@@ -183,6 +204,12 @@ export class Attention {
     const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     if (!step || !this.map) return;
     event.preventDefault();
-    this.choose(Math.max(0, Math.min(this.map.rows.length - 1, this.row + step)));
+    this.pick(Math.max(0, Math.min(this.map.rows.length - 1, this.row + step)));
   }
+}
+
+/* Over one line of words; to itself a loop. */
+function arc(from, to, height) {
+  const up = 1.3 * Math.min(height - 8, 14 + Math.abs(from - to) * 0.45), loop = from === to ? 9 : 0;
+  return `M${from + loop} ${height}C${from + loop} ${height - up} ${to - loop} ${height - up} ${to - loop} ${height}`;
 }

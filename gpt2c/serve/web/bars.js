@@ -8,12 +8,13 @@ const ALL = 41; // top-k at its end: no limit
 const START = { temperature: 0.8, "top-k": ALL, "top-p": 1, length: 100 };
 
 export class Bars {
-  /* branch(id, text): an alternative was chosen. */
-  constructor(context, branch) {
+  /* start: sliders that begin elsewhere. branch(id, text): an alternative was chosen. */
+  constructor(context, start, branch) {
     this.branch = branch;
     $("length").max = context;
-    for (const name in START) {
-      $(name).value = Math.min(START[name], name === "length" ? context / 2 : Infinity);
+    const values = { ...START, length: Math.min(START.length, context / 2), ...start };
+    for (const name in values) {
+      $(name).value = values[name];
       $(name).addEventListener("input", () => this.draw());
     }
     this.draw();

@@ -13,8 +13,9 @@ const branches = []; // {tokens, from: index of the first token that is not the 
 let current = null, running = null;
 
 const text = new TextView(look);
-const bars = new Bars(model.context, branch);
-const attention = new Attention(model.attention, row => text.choose(row + attention.first), problem);
+const translating = model.source !== null; // an encoder-decoder: the text is the translation of a source
+const bars = new Bars(model.context, translating ? { temperature: 0, length: model.context } : {}, branch);
+const attention = new Attention(model.attention, index => text.choose(index), problem);
 const lens = new Lens(index => text.choose(index), problem);
 const chat = new Chat();
 
@@ -41,7 +42,7 @@ async function write(body, name, known = []) {
   let whole = false;
   try {
     for await (const event of events("/api/write", { ...body, ...settings, length: length(body) }, stopping.signal)) {
-      if (event.prompt) open(event.prompt, name, known);
+      if (event.prompt) open(event.prompt, name, known, body.source);
       else grow(event);
     }
     whole = true;
@@ -61,11 +62,11 @@ function length(body) {
   return body.ids ? Math.max(1, Math.min(wanted, model.context - body.ids.length)) : wanted;
 }
 
-function open(prompt, name, known) {
+function open(prompt, name, known, source) {
   const tokens = prompt.map((token, i) => known[i] ?? { ...token, prompt: true });
   const from = known.length ? known.from : tokens.length;
   if (known.length) delete tokens.at(-1).prompt; // the alternative that was chosen
-  current = { tokens, from, name, started: performance.now(), written: 0 };
+  current = { tokens, from, name, source, started: performance.now(), written: 0 };
   branches.push(current);
   showBranches();
   text.show(tokens.slice());
@@ -83,6 +84,7 @@ function grow({ tokens }) {
 /* What the whole text's tokens and layers say. */
 async function inside() {
   const shown = current, ids = shown.tokens.map(token => token.id);
+  const asked = translating ? { ids, source: shown.source } : { ids };
   if (shown.tokens.slice(1).some(token => token.logprob === undefined)) {
     try {
       const { tokens } = await post("/api/read", { ids });
@@ -95,7 +97,7 @@ async function inside() {
     text.recolour();
   }
   look(text.chosen);
-  await Promise.all([attention.load(ids), lens.load(ids)]);
+  await Promise.all([attention.load(asked), model.lens && lens.load(ids)]);
   if (shown === current) look(text.chosen);
 }
 
@@ -105,7 +107,8 @@ function branch(id, word) {
   if (id === current.tokens[at].id) return;
   known[at] = { ...bars.token, id, text: word, logprob: bars.token.top.find(one => one[0] === id)[2], prompt: false };
   known.from = Math.min(current.from, at);
-  write({ ids: known.map(token => token.id) }, `${visible(current.tokens[at].text)} → ${visible(word)}`, known);
+  const body = { ids: known.map(token => token.id), ...(translating && { source: current.source }) };
+  write(body, `${visible(current.tokens[at].text)} → ${visible(word)}`, known);
 }
 
 function showBranches() {
@@ -145,7 +148,7 @@ function clear() {
 $("prompt-form").addEventListener("submit", event => {
   event.preventDefault();
   clear();
-  write({ text: $("prompt").value }, "as it came");
+  write({ [translating ? "source" : "text"]: $("prompt").value }, "as it came");
 });
 
 $("chat-form").addEventListener("submit", async event => {
@@ -197,7 +200,13 @@ theme(system.matches);
 
 document.title = `${model.name} - gpt2c`;
 $("name").textContent = model.name;
-$("facts").textContent = `${(model.parameters / 1e6).toFixed(1)} million parameters, ${model.layers} layers of `
-  + `${model.heads} heads, ${model.width} wide, ${model.context} tokens of context, ${model.vocabulary.toLocaleString("en")} known`;
+$("facts").textContent = model.facts;
+if (translating) {
+  document.querySelector('label[for="prompt"]').textContent = "Source";
+  $("prompt").placeholder = "The words to translate";
+  $("prompt").form.querySelector("[data-start]").textContent = "Translate";
+  $("known").hidden = false;
+  $("known").append(model.source);
+}
 $("modes").hidden = !model.chat;
 $("prompt").focus();
