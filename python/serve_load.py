@@ -1,8 +1,9 @@
-"""How fast `gpt2c serve` is: one client beside `gpt2c sample`, and many clients at a time.
+"""How fast `gpt2c serve` is: a client of its API, and one of its page, beside `gpt2c sample`, and many at a time.
 
     python python/serve_load.py MODEL --seconds 60 --clients 1 2 4 16
 
-Starts the server itself. The two sides of the first table take turns; both count from their first token to their last.
+Starts the server itself. The sides of the comparison take turns; all count from their first token to their last. The
+page gets more of each token: its alternatives.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -45,33 +46,38 @@ def main() -> None:
             server.terminate()
 
 
-def ask(address: str, body: dict, path: str = "/v1/completions") -> tuple[int, float]:
-    """Tokens of one streamed text, and the seconds from its first event to its last."""
+def events(address: str, path: str, body: dict) -> Iterator[dict]:
+    """Server-sent events as they come. Raises RuntimeError for a refusal or a failure."""
     connection = http.client.HTTPConnection(address, timeout=120)
-    connection.request("POST", path, json.dumps({**body, "stream": True}), {"content-type": "application/json"})
+    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
         raise RuntimeError(f"{response.status}: {response.read().decode()}")
-    first, usage = 0.0, None
     for line in response:
         if line.startswith(b"data: {"):
-            first = first or time.perf_counter()
             event = json.loads(line[6:])
             if "error" in event:
                 raise RuntimeError(event["error"]["message"])
-            usage = event["usage"] or usage
+            yield event
     connection.close()
+
+
+def ask(address: str, name: str, tokens: int, seed: int) -> tuple[int, float]:
+    """Tokens of one text that the API streams, and the seconds from its first event to its last."""
+    body = {"model": name, "prompt": PROMPT, "max_tokens": tokens, "seed": seed, "stream": True}
+    first, usage = 0.0, None
+    for event in events(address, "/v1/completions", {**body, "stream_options": {"include_usage": True}}):
+        first, usage = first or time.perf_counter(), event["usage"] or usage
     return usage["completion_tokens"], time.perf_counter() - first
 
 
-def body(name: str, tokens: int, seed: int) -> dict:
-    return {
-        "model": name,
-        "prompt": PROMPT,
-        "max_tokens": tokens,
-        "seed": seed,
-        "stream_options": {"include_usage": True},
-    }
+def ask_page(address: str, tokens: int, seed: int) -> tuple[int, float]:
+    """The same as the page asks for it."""
+    first, count = 0.0, 0
+    for event in events(address, "/api/write", {"text": PROMPT, "length": tokens, "seed": seed}):
+        if written := event.get("tokens"):
+            first, count = first or time.perf_counter(), count + len(written)
+    return count, time.perf_counter() - first
 
 
 def beside_sample(model_name: str, address: str, name: str, tokens: int, rounds: int) -> None:
@@ -90,7 +96,8 @@ def beside_sample(model_name: str, address: str, name: str, tokens: int, rounds:
 
     sides: dict[str, Callable[[int], tuple[int, float]]] = {
         "gpt2c sample": sample,
-        "a client": lambda seed: ask(address, body(name, tokens, seed)),
+        "a client": lambda seed: ask(address, name, tokens, seed),
+        "the page": lambda seed: ask_page(address, tokens, seed),
     }
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for seed in range(rounds + 1):
@@ -101,7 +108,8 @@ def beside_sample(model_name: str, address: str, name: str, tokens: int, rounds:
     medians = {side: statistics.median(values) for side, values in rates.items()}
     for side, values in rates.items():
         print(f"{side}: {medians[side]:,.1f} tok/s, {min(values):,.1f} to {max(values):,.1f}")
-    print(f"a client gets {medians['a client'] / medians['gpt2c sample']:.1%} of gpt2c sample's rate")
+    for side in ("a client", "the page"):
+        print(f"{side} gets {medians[side] / medians['gpt2c sample']:.1%} of gpt2c sample's rate")
 
 
 def load(address: str, name: str, tokens: int, count: int, seconds: float) -> None:
@@ -113,7 +121,7 @@ def load(address: str, name: str, tokens: int, count: int, seconds: float) -> No
         while time.monotonic() < end:
             seed += 1
             try:
-                written, _ = ask(address, body(name, tokens, seed))
+                written, _ = ask(address, name, tokens, seed)
                 with lock:
                     texts.append(written)
             except Exception as error:

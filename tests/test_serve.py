@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from serving import NAME, make_model, make_service, serving, wait_until  # noqa:
 
 from gpt2c.cli import main  # noqa: E402
 from gpt2c.serve import engine as engine_module  # noqa: E402
+from gpt2c.serve import pages  # noqa: E402
 from gpt2c.serve.app import listen  # noqa: E402
 from gpt2c.serve.engine import Sampling  # noqa: E402
 from gpt2c.serve.errors import ApiError  # noqa: E402
@@ -359,6 +361,39 @@ class TestLimits:
             assert "access-control-allow-origin" not in answer.headers
         link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
         assert http.get("/", headers=link).status_code == 200
+
+
+class TestPage:
+    """What the page asks for; the page itself is in test_serve_page.py."""
+
+    @torch.no_grad()
+    def test_tokens_that_come_too_fast_are_told_about_later(self, url, service, monkeypatch):
+        monkeypatch.setattr(pages, "STREAMED", dataclasses.replace(pages.WANTED, pause=60))
+        with httpx.Client(base_url=url) as http:
+            answer = http.post("/api/write", json={"text": "Once", "length": 9, "temperature": 0})
+            events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-1]]
+            tokens = [token for event in events[1:] for token in event["tokens"]]
+            assert len(tokens) == 9 and ["logprob" in token for token in tokens] == [True] + [False] * 8
+            ids = [*b"Once", *(token["id"] for token in tokens)]
+            later = http.post("/api/read", json={"ids": ids, "positions": [12, 4]}).json()["tokens"]
+            assert [token["id"] for token in later] == [ids[12], ids[4]]
+            assert later[1]["top"] == [[*one[:2], pytest.approx(one[2], abs=1e-3)] for one in tokens[0]["top"]]
+            logprobs = service.model(torch.tensor([ids]))[0][0, 11].log_softmax(-1)
+            assert later[0]["logprob"] == pytest.approx(float(logprobs[ids[12]]), abs=1e-4)
+
+    def test_mistakes(self, url):
+        for path, body, words in [
+            ("write", {}, "found nothing, expected one of text, ids and messages"),
+            ("write", {"text": "x", "ids": [1]}, "found text and ids"),
+            ("write", {"ids": [9999]}, "token 9999"),
+            ("read", {"ids": [1, 2], "positions": [2]}, "positions: expected numbers below 2, found 2"),
+            ("read", {"ids": [1, 2], "positions": [0]}, "positions"),
+            ("read", {"ids": [1] * 300, "positions": []}, "ids has 300 tokens, expected at most 256"),
+            ("attention", {"ids": [1], "kind": "x", "layer": 0, "head": 0}, "there is no head 0 of layer 0 of 'x'"),
+            ("lens", {"ids": []}, "ids"),
+        ]:
+            answer = httpx.post(f"{url}/api/{path}", json=body)
+            assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
 
 
 class TestText:

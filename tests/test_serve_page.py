@@ -118,7 +118,8 @@ def test_an_alternative_branches(page: Page, service: Service) -> None:
     second = page.run(WORDS)
     assert second[:9] == first[:9] and second[9] != first[9] and len(second) == 30
     expected = service.model.generate(torch.tensor([branched]), 20, temperature=0)[0].tolist()
-    asked = f"(await import('/web/api.js')).post('/api/read', {{ids: {expected}}})"
+    positions = list(range(1, len(expected)))
+    asked = f"(await import('/web/api.js')).post('/api/read', {{ids: {expected}, positions: {positions}}})"
     told = page.run(f"(async () => (await {asked}).tokens.map(token => token.text))()")
     assert [word.replace("↵\n", "\n") for word in second[1:]] == told
     assert other in page.run("document.querySelector('#branches [aria-pressed=true]').textContent")
@@ -138,7 +139,7 @@ def test_bars_are_what_sampling_draws_from(page: Page, service: Service, tempera
     asked = f"{{temperature: {temperature}, topK: {top_k or 'null'}, topP: {top_p}}}"
     found = page.run(f"""(async () => {{
         const {{ probabilities }} = await import('/web/sampling.js'), {{ post }} = await import('/web/api.js');
-        const {{ tokens }} = await post('/api/read', {{ ids: [79, 110, 32] }});
+        const {{ tokens }} = await post('/api/read', {{ ids: [79, 110, 32], positions: [1, 2] }});
         const {{ bars, rest }} = probabilities(tokens[1], {asked});
         return [bars.map(bar => bar.id), bars.map(bar => bar.p), rest];
     }})()""")

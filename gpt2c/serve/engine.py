@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -80,6 +81,7 @@ class Row:
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.unread = list(job.prompt)
         self.written = 0
+        self._next_told = 0.0  # when a token tells again what is wanted
 
     def take(self, logits: Tensor) -> bool:
         """Draws the next token from logits (1,V); returns whether that ends the text."""
@@ -91,7 +93,7 @@ class Row:
             return True
         self.unread = [id]
         self.written += 1
-        items: list[Token | Finish] = [token(id, logits[0], job.wanted)]
+        items: list[Token | Finish] = [token(id, logits[0], self._wanted())]
         if id in job.ends:
             items.append(Finish("stop"))
         elif self.written == job.length:
@@ -99,6 +101,13 @@ class Row:
         ended = len(items) == 2
         job.outbox.put(*((job.index, item) for item in items), at_once=ended)
         return ended
+
+    def _wanted(self) -> Wanted | None:
+        wanted, now = self.job.wanted, time.monotonic()
+        if wanted is None or now < self._next_told:
+            return None
+        self._next_told = now + wanted.pause
+        return wanted
 
 
 class Engine:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import replace
+from functools import cache, partial
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -15,6 +16,7 @@ from gpt2c.serve.bodies import Id, Message, Sampled, Strict
 from gpt2c.serve.engine import Sampling, Stopped
 from gpt2c.serve.errors import ApiError
 from gpt2c.serve.openai import event
+from gpt2c.serve.outbox import PAUSE
 from gpt2c.serve.responses import EventStream
 from gpt2c.serve.service import Answer, Order, Service
 from gpt2c.serve.text import spelled
@@ -22,6 +24,9 @@ from gpt2c.serve.tokens import Token, Wanted
 from gpt2c.serve.view import AttentionMap, MapKind, Reader, Reading, map_kinds
 
 WANTED = Wanted(top=40, rest=True)
+# While a text comes: to tell of a token takes a tenth of a millisecond, which the demo's 2,000 a second cannot spare.
+STREAMED = replace(WANTED, pause=PAUSE)
+MOST_READ = 128  # positions of a text at a time
 Result = TypeVar("Result")
 
 
@@ -33,13 +38,19 @@ class WriteBody(Sampled):
     messages: list[Message] | None = None
 
 
-class ReadBody(Strict):
-    """POST /api/read and /api/lens: a text of ids."""
+class TextBody(Strict):
+    """POST /api/lens: a text of ids."""
 
     ids: list[Id] = Field(min_length=1)
 
 
-class AttentionBody(ReadBody):
+class ReadBody(TextBody):
+    """POST /api/read: the positions of tokens that are to tell what they could have been."""
+
+    positions: list[Annotated[int, Field(ge=1)]] = Field(max_length=MOST_READ)
+
+
+class AttentionBody(TextBody):
     """POST /api/attention: one head, counted from 0, of one of the model's kinds of attention."""
 
     kind: str
@@ -51,7 +62,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     reader = Reader(service.model)
     kinds = map_kinds(service.model)
-    spell = partial(spelled, service.tokenizer)
+    spell = cache(partial(spelled, service.tokenizer))  # each token brings forty
 
     @routes.get("/api/model")
     async def model() -> dict[str, Any]:
@@ -66,11 +77,14 @@ def router(service: Service) -> APIRouter:
     async def write(body: WriteBody) -> Response:
         order = write_order(service, body)
         answer = service.submit(order)
-        return EventStream(_written(service, list(order.prompts[0]), answer), answer.close)
+        return EventStream(_written(spell, list(order.prompts[0]), answer), answer.close)
 
     @routes.post("/api/read")
     async def read(body: ReadBody) -> dict[str, Any]:
-        tokens = await inside(body, lambda reading: reading.tokens(WANTED))
+        if max(body.positions, default=0) >= len(body.ids):
+            message = f"positions: expected numbers below {len(body.ids)}, found {max(body.positions)}"
+            raise ApiError(400, message, param="positions")
+        tokens = await inside(body, lambda reading: reading.tokens(body.positions, WANTED))
         return {"tokens": [told(spell, token) for token in tokens]}
 
     @routes.post("/api/attention")
@@ -79,13 +93,13 @@ def router(service: Service) -> APIRouter:
         return told_map(spell, await inside(body, lambda reading: reading.attention(body.layer, body.head)))
 
     @routes.post("/api/lens")
-    async def lens(body: ReadBody) -> dict[str, Any]:
+    async def lens(body: TextBody) -> dict[str, Any]:
         table = await inside(body, lambda reading: reading.lens())
         tokens = [spell(id) for id in body.ids[-len(table[0]) :]]
         rows = [[[(spell(id), round(p, 4)) for id, p in cell] for cell in row] for row in table]
         return {"tokens": tokens, "layers": rows}
 
-    async def inside(body: ReadBody, look: Callable[[Reading], Result]) -> Result:
+    async def inside(body: TextBody, look: Callable[[Reading], Result]) -> Result:
         """What `look` sees in the text, on the engine's thread."""
         ids = service.encode(body.ids)
         if len(ids) > service.context:
@@ -123,12 +137,11 @@ def write_order(service: Service, body: WriteBody) -> Order:
     else:
         prompt = service.encode(body.text if body.ids is None else body.ids)
     sampling = Sampling(body.temperature, body.top_k, body.top_p, body.seed)
-    return Order([prompt], body.length, sampling, service.chat_ends(), wanted=WANTED)
+    return Order([prompt], body.length, sampling, service.chat_ends(), wanted=STREAMED)
 
 
-async def _written(service: Service, prompt: list[int], answer: Answer) -> AsyncIterator[str]:
+async def _written(spell: Callable[[int], str], prompt: list[int], answer: Answer) -> AsyncIterator[str]:
     """First the prompt's tokens, then new ones as they come, and why it ended."""
-    spell = partial(spelled, service.tokenizer)
     yield event({"prompt": [{"id": id, "text": spell(id)} for id in prompt]})
     try:
         async for delta in answer.deltas():
@@ -140,6 +153,8 @@ async def _written(service: Service, prompt: list[int], answer: Answer) -> Async
 
 def told(spell: Callable[[int], str], token: Token) -> dict[str, Any]:
     """A token as the page gets it."""
+    if token.logprob is None:
+        return {"id": token.id, "text": spell(token.id)}
     return {
         "id": token.id,
         "text": spell(token.id),

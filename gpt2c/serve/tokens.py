@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 BINS = 48  # of the histogram of all tokens that are not named; at temperature 1 it is exact, at others nearly
@@ -21,7 +21,7 @@ class Rest:
 
 @dataclass(frozen=True)
 class Token:
-    """logprob: the logarithm of its probability at temperature 1, whatever it was drawn with; None if not asked for.
+    """logprob: the logarithm of its probability at temperature 1, whatever it was drawn with; None if it does not tell.
 
     top: the likeliest ids and their log probabilities, the likeliest first. rest: the others, if asked for.
     """
@@ -34,10 +34,14 @@ class Token:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a Token tells: nothing but its id without one of these. top: how many of the likeliest ids."""
+    """What a Token tells besides its id and logprob. top: how many of the likeliest ids, at least one for the rest.
+
+    pause: seconds from one token of a text that tells it to the next: those in between have their id alone.
+    """
 
     top: int = 0
     rest: bool = False
+    pause: float = 0.0
 
 
 def token(id: int, logits: Tensor, wanted: Wanted | None) -> Token:
@@ -45,17 +49,21 @@ def token(id: int, logits: Tensor, wanted: Wanted | None) -> Token:
     if wanted is None:
         return Token(id)
     logprobs = logits - logits.logsumexp(0)
-    count = min(wanted.top, len(logits))
-    values, ids = logprobs.topk(count)
+    values, ids = logprobs.topk(min(wanted.top, len(logits)))
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Token(id, float(logprobs[id]), top, rest_of(logprobs, ids) if wanted.rest and count < len(logits) else None)
+    rest = rest_of(logprobs, values) if wanted.rest and len(top) < len(logits) else None
+    return Token(id, float(logprobs[id]), top, rest)
 
 
 def rest_of(logprobs: Tensor, named: Tensor) -> Rest:
-    """The histogram of logprobs (V,) without those of the ids `named`."""
-    others = torch.ones_like(logprobs, dtype=torch.bool)
-    others[named] = False
-    values = logprobs[others]
-    low, high = (float(end) for end in values.aminmax())
+    """The histogram of logprobs (V,) without the likeliest, whose logprobs are `named`, at least one.
+
+    With numpy's bincount it takes 0.2 ms of GPT-2's vocabulary; torch's histc of a selection takes 1.2.
+    """
+    values, low, high = logprobs.numpy(), float(logprobs.min()), float(named[-1])
     high = max(high, low + 1e-3)  # equal ones, too, need a bin
-    return Rest(low, high, torch.histc(values, BINS, low, high).int().tolist())
+    bins = ((values - low) * (BINS / (high - low))).astype(np.int32)
+    counts = np.bincount(np.minimum(bins, BINS), minlength=BINS + 1)[:BINS]
+    # As likely as the last of those named: rounding alone decides whether they are in a bin.
+    counts[-1] += len(values) - len(named) - counts.sum()
+    return Rest(low, high, counts.tolist())

@@ -95,7 +95,7 @@ class Reading:
         shown = self.ids[first:]
         return AttentionMap(shown, shown, weights[:, first:], weights[:, :first].sum(-1))
 
-    def logits(self, layer: int, positions: slice) -> Tensor:
+    def logits(self, layer: int, positions: slice | Tensor) -> Tensor:
         """(n,V) after `layer` layers; 0 are the embeddings, all of them is what the model says."""
         model, x = self.model, self.streams[layer][positions]
         y = F.layer_norm(x, (x.shape[1],), model.ln_f.weight.float(), model.ln_f.bias.float(),
@@ -115,11 +115,10 @@ class Reading:
         return table
 
     @torch.no_grad()
-    def tokens(self, wanted: Wanted) -> list[Token]:
-        """How likely each token but the first was; of the last MOST_SHOWN."""
-        first = max(1, len(self.ids) - MOST_SHOWN)
-        logits = self.logits(len(self.streams) - 1, slice(first - 1, len(self.ids) - 1))
-        return [token(id, row, wanted) for id, row in zip(self.ids[first:], logits, strict=True)]
+    def tokens(self, positions: Sequence[int], wanted: Wanted) -> list[Token]:
+        """How likely the token at each of the positions was, each at least 1."""
+        logits = self.logits(len(self.streams) - 1, torch.tensor(positions, dtype=torch.int64) - 1)
+        return [token(self.ids[at], row, wanted) for at, row in zip(positions, logits, strict=True)]
 
 
 class Reader:

@@ -25,8 +25,9 @@ export class Bars {
     return { temperature: Number($("temperature").value), topK: k >= ALL ? null : k, topP: Number($("top-p").value) };
   }
 
-  show(token) {
+  show(token, isFirst) {
     this.token = token;
+    this.isFirst = isFirst;
     this.draw();
   }
 
@@ -39,7 +40,8 @@ export class Bars {
     $("chosen").textContent = visible(this.token.text);
     const known = Boolean(this.token.top?.length);
     $("bars-hint").textContent = known ? "Choose one to branch from here. Bar: probability as the sliders have it; mark: as the model says."
-      : "The first token has no text before it that could foretell it.";
+      : this.isFirst ? "The first token has no text before it that could foretell it."
+      : "Its alternatives come when the text is whole.";
     $("bars").replaceChildren(...(known ? this.rows(probabilities(this.token, how)) : []));
   }
 

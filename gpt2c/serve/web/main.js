@@ -9,6 +9,7 @@ import { TextView } from "./text.js";
 import { $, element, joined, visible } from "./words.js";
 
 const model = await get("/api/model");
+const READ_AT_ONCE = 128;
 const branches = []; // {tokens, from: index of the first token that is not the prompt's, name}
 let current = null, running = null;
 
@@ -20,7 +21,7 @@ const lens = new Lens(index => text.choose(index), problem);
 const chat = new Chat();
 
 function look(index) {
-  bars.show(current.tokens[index]);
+  bars.show(current.tokens[index], index === 0);
   if (running) return; // they show the last text until this one is whole
   attention.look(index);
   lens.look(index);
@@ -81,17 +82,19 @@ function grow({ tokens }) {
   if (chatting()) chat.reply(joined(current.tokens.slice(current.from)));
 }
 
-/* What the whole text's tokens and layers say. */
+/* What the whole text's tokens and layers say. The prompt's tokens are told about now, and those that came too fast. */
 async function inside() {
   const shown = current, ids = shown.tokens.map(token => token.id);
   const asked = translating ? { ids, source: shown.source } : { ids };
-  if (shown.tokens.slice(1).some(token => token.logprob === undefined)) {
+  const unknown = [...ids.keys()].filter(i => i && shown.tokens[i].logprob === undefined);
+  for (let at = 0; at < unknown.length; at += READ_AT_ONCE) {
+    const positions = unknown.slice(at, at + READ_AT_ONCE);
     try {
-      const { tokens } = await post("/api/read", { ids });
-      const first = ids.length - tokens.length;
-      tokens.forEach((token, i) => { if (!shown.tokens[first + i].top) Object.assign(shown.tokens[first + i], token); });
+      const { tokens } = await post("/api/read", { ids, positions });
+      tokens.forEach((token, i) => Object.assign(shown.tokens[positions[i]], token));
     } catch (error) {
       problem(error);
+      break;
     }
     if (shown !== current || running) return;
     text.recolour();
