@@ -36,7 +36,7 @@ CHAPTER = ROOT / "docs" / "guide" / "5-kernels.md"
 SIZES = Sizes(B=1, T=1024, V=257, L=4)  # a window of GPT-2 124M; AdamW gets four of its layers
 QUERIES = 8  # that plain Python answers: the time of all is multiplied out
 TILE = 64
-EFFORT = Effort(2.0)
+EFFORT = Effort(1.5)
 UPDATE = "update"  # AdamW's way
 GPU = next(gpu for gpu in cuda_roofline.GPUS if gpu.name == "H100 SXM")
 
@@ -113,6 +113,14 @@ def online_seconds(sizes: Sizes) -> float:
     return interleaved({ONLINE: answer}, 5)[ONLINE].median * sizes.B * sizes.H * sizes.T / len(queries)
 
 
+def best_floors(quick: bool) -> Floors:
+    """Of two measurements, so that what else the machine does hides less of what it can do."""
+    found = [measure_floors(quick=quick) for _ in range(2)]
+    cached = {size: max(floors.cached[size] for floors in found) for size in found[0].cached}
+    rates = {name: max(getattr(floors, name) for floors in found) for name in ("copy", "update", "read", "gemm")}
+    return Floors(**rates, cached=cached)
+
+
 def gpu_seconds(op: str, way: str, share: float) -> float:
     """The GPU's floor for a share of what cuda_roofline.py has."""
     op = op.removeprefix("residual_").removeprefix("bias_")
@@ -152,7 +160,7 @@ def times_of(program: str, sides: Mapping[str, float]) -> tuple[str, str]:
 def tables(sizes: Sizes = SIZES, effort: Effort = EFFORT, quick: bool = False) -> dict[str, str]:
     """What stands between the chapter's markers, by their names. quick: the floors mean nothing."""
     before = ProcessorTime.now()
-    floors, windows = measure_floors(quick=quick), sizes.B / cuda_roofline.B
+    floors, windows = best_floors(quick), sizes.B / cuda_roofline.B
     of_attention = measured(attention(sizes), windows, floors, effort)
     of_attention[FORWARD][ONLINE] = online_seconds(sizes)
 
