@@ -38,8 +38,8 @@ bench: .venv/installed-test
 	@$(BIN)/gpt2c bench train --steps 8
 
 docs: .venv/installed-docs
-	@$(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet # the theme's notice about its successor is not about these pages
+	@echo "site/index.html; with its search: $(BIN)/mkdocs serve"
 
 clean:
 	rm -rf .venv build dist site
