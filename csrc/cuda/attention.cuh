@@ -88,19 +88,21 @@ struct Piece {
 struct Mask {
     bool causal;
     int Tq, Tk, offset;
-    const int64_t* starts;  // the first key of each query of a row, or null: 0
+    const int64_t* starts;  // the first key of each query of all rows, or null: 0
+    int b;                  // the row: a pointer to it would take a register more, which attention's backward has not
 
-    __device__ Mask(const AttentionShape& s, int b)
+    __device__ Mask(const AttentionShape& s, int b_)
         : causal(s.causal),
           Tq(static_cast<int>(s.Tq)),
           Tk(static_cast<int>(s.Tk)),
           offset(static_cast<int>(s.Tk - s.Tq)),
-          starts(s.starts ? s.starts + b * s.Tq : nullptr) {}
+          starts(s.starts),
+          b(b_) {}
 
     // As far as the ends of keys and the causal mask go; first_key says the rest.
     __device__ bool sees(int query, int key) const { return key < Tk && (!causal || key <= query + offset); }
     // No query from this one on sees a key before it.
-    __device__ int first_key(int query) const { return starts ? static_cast<int>(starts[min(query, Tq - 1)]) : 0; }
+    __device__ int first_key(int query) const { return starts ? start(min(query, Tq - 1)) : 0; }
     // No query up to `query` sees this key or a later one.
     __device__ int end_key(int query) const { return causal ? max(0, min(Tk, min(query, Tq - 1) + offset + 1)) : Tk; }
     // No query before this one sees `key` or a later one.
@@ -111,13 +113,16 @@ struct Mask {
         int end = 0, left = Tq;  // the queries before `end` start by then; `left` queries after them may
         while (left > 0) {
             const int step = (left + kWarp - 1) / kWarp, place = (static_cast<int>(threadIdx.x) % kWarp + 1) * step - 1;
-            const bool by_then = place < left && starts[end + place] <= key;
+            const bool by_then = place < left && start(end + place) <= key;
             const int passed = __popc(__ballot_sync(kAllLanes, by_then)) * step;
             end += passed;
             left = min(left - passed, step - 1);
         }
         return end;
     }
+
+ private:
+    __device__ int start(int query) const { return static_cast<int>(starts[int64_t{b} * Tq + query]); }
 };
 
 // The dropout mask of one head: a function of seed and position alone.

@@ -71,6 +71,7 @@ class Case(NamedTuple):
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DROPOUT = {"dropout_p": 0.3, "seed": torch.tensor([1])}
 DOCUMENTS = {"causal": True, "starts": starts_of((1, 70, 121))}
+SHORT_DOCUMENTS = {"causal": True, "starts": starts_of((1, 4, 11))}
 
 
 # Attention's cases have full tiles, so that all lanes take part in each access and bank conflicts are counted as they
@@ -88,6 +89,7 @@ def _tensor_core_cases() -> Iterator[tuple[str, Case]]:
                 yield f"{name}{kind}-one-tile", Case(partial(attention, dtype, D, 128, 16, **settings), sm)
             yield f"{name}-causal", Case(partial(attention, dtype, D, 128, 128, causal=True), sm)
             yield f"{name}-documents", Case(partial(attention, dtype, D, 192, 192, **DOCUMENTS), sm)
+            yield f"{name}-documents-one-tile", Case(partial(attention, dtype, D, 16, 16, **SHORT_DOCUMENTS), sm)
 
 
 def _other_attention_cases() -> Iterator[tuple[str, Case]]:
