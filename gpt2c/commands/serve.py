@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
 
 from gpt2c.chat.template import template_of
+from gpt2c.commands.flags import ModelName, Weights
 from gpt2c.errors import UserError
 from gpt2c.load import load_model
 
@@ -17,12 +15,10 @@ from gpt2c.load import load_model
 class Serve:
     """Show what a model writes, and why, on a local web page; with an API as OpenAI's."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
+    model: ModelName
     port: int = 8000
     """Of 127.0.0.1, the only address it listens on; 0 takes a free one."""
-    weights: Literal["fp32", "bf16", "int8"] = "fp32"
-    """What a token reads: the parameters, or a copy of a half or a quarter of their bytes, nearly as much faster."""
+    weights: Weights = "fp32"
 
     def run(self) -> int:
         """Serve until Ctrl-C."""
