@@ -171,7 +171,7 @@ def test_a_conversation_through_pipes(
         *HELP.splitlines(),
         f"added to {saved}",
         "/nope is no command: expected /reset, /system TEXT, /save FILE or /help",
-        "/save is no command: expected /reset, /system TEXT, /save FILE or /help",
+        "/save needs the name of a file",
     ]
     assert saved.read_text(encoding="utf-8") == (
         '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "new"}]}\n'

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from gpt2c.chat.reply import Reply
 from gpt2c.chat.template import Template
-from gpt2c.errors import UserError
-from gpt2c.files import writing
+from gpt2c.errors import UserError, reason
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
 
@@ -71,8 +70,11 @@ class Session:
         if not self.turns:
             raise UserError("there is nothing to save yet")
         line = json.dumps({"messages": self._messages(self.turns)}, ensure_ascii=False)
-        with writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
 
     def _messages(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] * bool(self.system) + turns
