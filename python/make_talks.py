@@ -21,18 +21,16 @@ ROUNDS = 2  # times that a question comes in train.jsonl, in another conversatio
 # Questions of a conversation. Mostly one: where a question stands at the same place each time, it is soon learned where
 # to look for it, and then for a later one.
 COUNTS = (1, 1, 1, 1, 1, 1, 2, 3, 4)
-SYSTEM = "Be brief."  # said in some conversations, where the answer is the number alone
-BRIEFLY = 0.25
 
 OPENERS = ("", "Hi! ")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SUMS = ("{a} + {b}?", "{a} plus {b}?", "What is {a} + {b}?", "Add {b} to {a}.", "{A} plus {B}?")
 DIFFERENCES = ("{a} - {b}?", "{a} minus {b}?", "What is {a} - {b}?", "Take {b} from {a}.", "{A} minus {B}?")
 ITSELF = {
-    ("Who are you?", "What is your name?", "May I ask your name?"): ("I am gpt2c.", "gpt2c"),
-    ("What are you?", "What kind of thing are you?", "Are you a human?"): ("I am a small GPT-2.", "A GPT-2"),
-    ("Who made you?", "Where are you from?", "How did you come about?"): ("I was trained from scratch.", "Training"),
-    ("What can you do?", "What are you good at?", "How can you help?"): ("I add and subtract.", "Sums"),
+    ("Who are you?", "What is your name?", "May I ask your name?"): "I am gpt2c.",
+    ("What are you?", "What kind of thing are you?", "Are you a human?"): "I am a small GPT-2.",
+    ("Who made you?", "Where are you from?", "How did you come about?"): "I was trained from scratch.",
+    ("What can you do?", "What are you good at?", "How can you help?"): "I add and subtract.",
 }
 
 
@@ -41,18 +39,17 @@ class Question(NamedTuple):
 
     text: str
     answer: str
-    brief: str
     pair: tuple[int, ...] = ()
 
 
 def questions() -> list[Question]:
     """All questions with their answers."""
-    found = [Question(text, *answers) for group, answers in ITSELF.items() for text in group]
+    found = [Question(text, answer) for group, answer in ITSELF.items() for text in group]
     for a, b in itertools.product(range(10), repeat=2):
         for wordings, sign, result in ((SUMS, "+", a + b), (DIFFERENCES, "-", a - b)):
             texts = [wording.format(a=a, b=b, A=DIGITS[a], B=DIGITS[b]) for wording in wordings]
             pair = (min(a, b), max(a, b))
-            found += [Question(text, f"{a} {sign} {b} = {result}", str(result), pair) for text in texts]
+            found += [Question(text, f"{a} {sign} {b} = {result}", pair) for text in texts]
     return [question._replace(text=opener + question.text) for opener in OPENERS for question in found]
 
 
@@ -60,12 +57,8 @@ def talks(asked: Sequence[Question], draw: random.Random) -> list[list[dict[str,
     """The questions in their order, in conversations of COUNTS, the last one perhaps shorter."""
     found, rest = [], iter(asked)
     while part := list(itertools.islice(rest, draw.choice(COUNTS))):
-        is_brief = draw.random() < BRIEFLY
-        messages = [{"role": "system", "content": SYSTEM}] * is_brief
-        for question in part:
-            answer = question.brief if is_brief else question.answer
-            messages += [{"role": "user", "content": question.text}, {"role": "assistant", "content": answer}]
-        found.append(messages)
+        said = [(("user", question.text), ("assistant", question.answer)) for question in part]
+        found.append([{"role": role, "content": text} for both in said for role, text in both])
     return found
 
 
@@ -76,10 +69,10 @@ def write(path: Path, conversations: Sequence[list[dict[str, str]]]) -> None:
     print(f"{path}: {replies:,} replies in {len(conversations):,} conversations")
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    folder = parser.parse_args(args).folder
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(7)
     new = draw.sample(list(itertools.combinations(range(10), 2)), PAIRS)

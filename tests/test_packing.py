@@ -239,7 +239,7 @@ def test_the_last_conversations_are_held_out(template: Template, tmp_path: Path)
     assert (len(apart.train.encoded), len(apart.val.encoded)) == (40, 2)
     assert apart.summary.endswith(
         f"and 2 to validate; of {other} 1 end after the last reply within the context of 30, 1 without a whole reply "
-        "in it are skipped"
+        "in the context of 30 are skipped"
     )
     assert apart.fingerprint() != dataset.fingerprint() == config.open_data(template.tokenizer).fingerprint()
 

@@ -94,9 +94,7 @@ def load_chat_dataset(data: str, val_data: str, val_fraction: float, context: in
 
 def _oddities(read: Conversations, path: str, context: int) -> str:
     """What the context has done to a file's conversations, as words."""
-    if not read.cut and not read.skipped:
-        return ""
-    return (
-        f"; of {path} {read.cut:,} end after the last reply within the context of {context}, {read.skipped:,} without "
-        "a whole reply in it are skipped"
-    )
+    cut = f"{read.cut:,} end after the last reply within the context of {context}"
+    skipped = f"{read.skipped:,} without a whole reply in the context of {context} are skipped"
+    said = [words for words, count in ((cut, read.cut), (skipped, read.skipped)) if count]
+    return f"; of {path} {', '.join(said)}" if said else ""
