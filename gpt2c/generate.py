@@ -107,7 +107,7 @@ def stream(
     Past n_positions tokens the window slides as `window_start` says, with one warning.
     Raises TypeError, ValueError or IndexError, one sentence, at the call and not at the first step.
     """
-    _check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
+    check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
     check_weights(model, weights)
     context = model.config.n_positions
     prompt = idx.shape[1] if isinstance(idx, Tensor) and idx.ndim == 2 else 0
@@ -220,9 +220,10 @@ def _check_ids(idx: Tensor, vocab_size: int) -> None:
         raise IndexError(f"generate: idx holds the token {found}, expected 0 <= token < {vocab_size}")
 
 
-def _check_sampling(
+def check_sampling(
     max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
 ) -> None:
+    """Raises TypeError or ValueError, one sentence, unless `stream` can take these."""
     for name, value, smallest in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
         if value is None and name != "max_new_tokens":
             continue

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from gpt2c.config import GPT2Config
+from gpt2c.data import Source, load_dataset
 from gpt2c.errors import UserError
 from gpt2c.files import reading
+from gpt2c.tokenizer import Tokenizer
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,6 +77,7 @@ class TrainConfig:
     command: ClassVar[str] = "train"
     rules: ClassVar[dict[str, Rule]] = _RULES
     may_change: ClassVar[frozenset[str]] = MAY_CHANGE
+    needs_init: ClassVar[bool] = False
 
     data: str = "embedded"
     """What to learn: a text, token shards (.bin, .npy), a folder of either, or `embedded`: Python's help, 0.5 MB."""
@@ -176,6 +179,18 @@ class TrainConfig:
                 raise UserError(f"{flag(name)} is {value}, expected {expected}")
         if self.min_lr > self.lr:
             raise UserError(f"--min-lr is {self.min_lr}, expected at most --lr, {self.lr}")
+
+    def open_data(self, tokenizer: Tokenizer) -> Source:
+        """What the run learns from. UserError if it cannot be used."""
+        return load_dataset(self.data, tokenizer, self.val_fraction, self.context)
+
+    def tokenizer_from(self, found: Tokenizer) -> Tokenizer:
+        """That of a run whose model to start from has the tokenizer `found`."""
+        return found
+
+    def first_new(self, tokenizer: Tokenizer) -> int | None:
+        """The lowest id of the run's new tokens, which are the last; None without such."""
+        return None
 
     def model_config(self, vocab_size: int) -> GPT2Config:
         """The model these settings ask for; UserError if there is none of such sizes."""

@@ -14,12 +14,8 @@ from torch import nn
 
 from gpt2c import checkpoint, logs, lora, pretrained
 from gpt2c.bench import machine
-from gpt2c.chat.dataset import load_chat_dataset
-from gpt2c.chat.settings import SftConfig
-from gpt2c.chat.template import chat_tokenizer, template_of
-from gpt2c.chat.vocabulary import grow
 from gpt2c.config import GPT2Config
-from gpt2c.data import Source, load_dataset
+from gpt2c.data import Source
 from gpt2c.distributed import Processes, job
 from gpt2c.errors import UserError
 from gpt2c.evaluation.hellaswag import read_items
@@ -34,6 +30,7 @@ from gpt2c.spikes import SpikeGuard
 from gpt2c.step import make_optimizer
 from gpt2c.tokenizer import Tokenizer, get_tokenizer, is_own, save_tokenizer
 from gpt2c.tokenizer.files import TOKENIZER
+from gpt2c.vocabulary import grow
 
 ADAPTER = "adapter"  # a checkpoint's folder for A and B
 
@@ -124,16 +121,13 @@ def _open_data(config: TrainConfig, tokenizer: Tokenizer, processes: Processes) 
             f"--accumulation is {config.accumulation}, expected a multiple of the number of processes, "
             f"{processes.world}, which share a step's micro-steps"
         )
-    if isinstance(config, SftConfig):
-        return load_chat_dataset(config, template_of(tokenizer))
-    return load_dataset(config.data, tokenizer, config.val_fraction, config.context)
+    return config.open_data(tokenizer)
 
 
 def sizes_of(config: TrainConfig, last: Path | None) -> tuple[TrainConfig, Tokenizer, GPT2Config]:
     """The settings, the tokenizer and the model's sizes. A model to start from decides the latter two, and the settings
     follow; of a run that goes on, both are in its last checkpoint."""
-    is_chat = isinstance(config, SftConfig)
-    if is_chat and not config.init:
+    if config.needs_init and not config.init:
         raise UserError("there is no model to fine-tune: give one to start from with --init")
     if not config.init:
         has_own = last is not None and (last / TOKENIZER).exists()
@@ -145,10 +139,9 @@ def sizes_of(config: TrainConfig, last: Path | None) -> tuple[TrainConfig, Token
         raise UserError(
             f"--context is {config.context}, expected at most {found.n_positions}, the positions of {config.init}"
         )
-    tokenizer = tokenizer_of(folder, found.vocab_size)
-    tokenizer = chat_tokenizer(tokenizer) if is_chat else tokenizer
+    tokenizer = config.tokenizer_from(tokenizer_of(folder, found.vocab_size))
     sizes = {"n_layer": found.n_layer, "n_head": found.n_head, "n_embd": found.n_embd}
-    keeps_name = is_chat or (last and is_own(tokenizer))  # and does not take the checkpoint's
+    keeps_name = config.needs_init or (last and is_own(tokenizer))  # and does not take the checkpoint's
     name = config.tokenizer if keeps_name else tokenizer.name
     config = dataclasses.replace(config, tokenizer=name, context=config.context or found.n_positions, **sizes)
     return config, tokenizer, dataclasses.replace(found, vocab_size=tokenizer.vocab_size, dropout=config.dropout)
@@ -178,10 +171,10 @@ def start_model(config: TrainConfig, sizes: GPT2Config) -> GPT2:
 
 
 def learn_special(model: GPT2, config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Have the template's tokens learn also where the embedding does not: their rows are not known yet."""
-    template = template_of(tokenizer)
-    if isinstance(config, SftConfig) and template and not model.wte.weight.requires_grad:
-        lora.learn_rows(model, template.first)
+    """Have new tokens learn also where the embedding does not: their rows are not known yet."""
+    first = config.first_new(tokenizer)
+    if first is not None and not model.wte.weight.requires_grad:
+        lora.learn_rows(model, first)
 
 
 def read_model(folder: Path, config: TrainConfig, sizes: GPT2Config, tokenizer: Tokenizer) -> GPT2:

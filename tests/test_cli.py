@@ -19,6 +19,7 @@ from gpt2c import checkpoint, cli, commands
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.model import GPT2
+from gpt2c.sampling import Sampling
 from gpt2c.settings import TrainConfig, flag, load_recipe
 from gpt2c.show import show
 from gpt2c.tokenizer import get_tokenizer
@@ -69,13 +70,16 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.parametrize(
     ("command", "kind"),
-    [("train", TrainConfig), ("train", commands.Train), ("sample", commands.Sample), ("info", commands.Info)],
-)
+    [
+        ("train", TrainConfig), ("train", commands.Train), ("sample", commands.Sample), ("sample", Sampling),
+        ("chat", commands.Chat), ("chat", Sampling), ("info", commands.Info),
+    ],
+)  # fmt: skip
 def test_help_explains_every_field(capsys: pytest.CaptureFixture, command: str, kind: type) -> None:
     source = Path(sys.modules[kind.__module__].__file__).read_text()
     text = help_text(capsys, command).partition("show this help message")[2]
     for field in dataclasses.fields(kind):
-        if field.name not in ("settings", "model"):
+        if field.name not in ("settings", "model", "sampling", "weights"):
             after = text.partition(f" {flag(field.name)} ")[2]
             explanation = source.partition(f"    {field.name}: ")[2].partition('"""')[2].partition('"""')[0]
             assert len(explanation) > 20 and explanation[:20] in after[: len(explanation) + 60], field.name

@@ -14,7 +14,6 @@ import torch
 from talks import talk
 
 from gpt2c.chat.conversations import read_conversations
-from gpt2c.chat.dataset import load_chat_dataset
 from gpt2c.chat.packing import Packed, pack
 from gpt2c.chat.template import Template, chat_tokenizer, template_of
 from gpt2c.config import GPT2Config
@@ -80,9 +79,13 @@ def test_conversations_longer_than_the_context(template: Template, tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b'{"messages": [', r"t.jsonl, line 2 is not JSON: Expecting value"),
+        (b'{"messages": [', r"t.jsonl, line 2 is not JSON: Expecting value: .*; expected a conversation on each line"),
+        (
+            b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+            "line 2: message 1 cannot be encoded: the text is not",
+        ),
         (b"[" * 100_000, r"line 2 is not JSON: "),
-        (b'{"messages": "a\xff"}', r"line 2: byte 15 of it is no UTF-8 \(invalid start byte\)"),
+        (b'{"messages": "a\xff"}', r"line 2: byte 15 of it is not UTF-8 \(invalid start byte\)"),
         (b"[1]", "line 2 is no conversation: expected an object with a list `messages`"),
         (b"3", "line 2 is no conversation: expected an object with a list `messages`"),
         (b'{"text": "a"}', "line 2 is no conversation: expected an object with a list `messages`"),
@@ -151,7 +154,7 @@ def test_a_packed_step_is_that_of_each_conversation_alone(template: Template, tm
     """Loss and gradients of three micro-steps of packed rows, against one forward for each conversation."""
     data = talks.write(tmp_path / "t.jsonl", [*TALKS, talk("q", "r"), talk("q" * 5, "s" * 5)])
     config = talks.config(tmp_path, init=".", data=str(data), context=40, accumulation=3, batch_size=1)
-    dataset = load_chat_dataset(config, template)
+    dataset = config.open_data(template.tokenizer)
     model = make_model(template)
     optimizer = make_optimizer(model, config)
     batches = micro_batches(dataset, 1, config)
@@ -182,7 +185,7 @@ def test_a_packed_step_is_that_of_each_conversation_alone(template: Template, tm
 def test_the_evaluation_counts_what_is_learned(template: Template, tmp_path: Path) -> None:
     config = talks.config(tmp_path, init=".", data=str(talks.write(tmp_path / "t.jsonl", TALKS)), context=64)
     config = dataclasses.replace(config, val_data=config.data)
-    dataset = load_chat_dataset(config, template)
+    dataset = config.open_data(template.tokenizer)
     model = make_model(template).eval()
     total, tokens = loss_sums(model, dataset.val_batches(2, 64, 10**6))
     expected, count = 0.0, 0
@@ -204,7 +207,7 @@ def test_the_evaluation_counts_what_is_learned(template: Template, tmp_path: Pat
 
 def test_every_epoch_has_every_row_once_however_it_is_cut(template: Template, tmp_path: Path) -> None:
     config = talks.config(tmp_path, init=".", context=20, batch_size=6)
-    dataset = load_chat_dataset(config, template)
+    dataset = config.open_data(template.tokenizer)
     assert len(dataset.train) == 36, "one in a row"
 
     def seen(step: int, micro_steps: int) -> list[str]:
@@ -224,7 +227,7 @@ def test_every_epoch_has_every_row_once_however_it_is_cut(template: Template, tm
 
 def test_the_last_conversations_are_held_out(template: Template, tmp_path: Path) -> None:
     config = talks.config(tmp_path, init=".", context=30, val_fraction=0.25)
-    dataset = load_chat_dataset(config, template)
+    dataset = config.open_data(template.tokenizer)
     assert (len(dataset.train.encoded), len(dataset.val.encoded)) == (30, 10)
     assert dataset.opening == talks.echoes()[30][:1]
     rows = len(dataset.train)
@@ -232,19 +235,19 @@ def test_the_last_conversations_are_held_out(template: Template, tmp_path: Path)
     other = talks.write(
         tmp_path / "val.jsonl", [talk("x" * 5, "y"), talk("x" * 30, "y"), talk("a", "b", "c", "d" * 30)]
     )
-    apart = load_chat_dataset(dataclasses.replace(config, val_data=str(other)), template)
+    apart = dataclasses.replace(config, val_data=str(other)).open_data(template.tokenizer)
     assert (len(apart.train.encoded), len(apart.val.encoded)) == (40, 2)
     assert apart.summary.endswith(
         f"and 2 to validate; of {other} 1 end after the last reply within the context of 30, 1 without a whole reply "
-        "in it are skipped"
+        "in the context of 30 are skipped"
     )
-    assert apart.fingerprint() != dataset.fingerprint() == load_chat_dataset(config, template).fingerprint()
+    assert apart.fingerprint() != dataset.fingerprint() == config.open_data(template.tokenizer).fingerprint()
 
 
 def test_too_few_conversations(template: Template, tmp_path: Path) -> None:
     config = talks.config(tmp_path, init=".", data=str(talks.write(tmp_path / "one.jsonl", TALKS[:1])), context=64)
     with pytest.raises(UserError, match="one.jsonl holds one conversation, expected at least two"):
-        load_chat_dataset(config, template)
-    assert len(load_chat_dataset(dataclasses.replace(config, val_data=config.data), template).train) == 1
+        config.open_data(template.tokenizer)
+    assert len(dataclasses.replace(config, val_data=config.data).open_data(template.tokenizer).train) == 1
     with pytest.raises(UserError, match="give a file of conversations with --data"):
-        load_chat_dataset(dataclasses.replace(config, data=""), template)
+        dataclasses.replace(config, data="").open_data(template.tokenizer)

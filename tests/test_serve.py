@@ -24,10 +24,10 @@ import httpx  # noqa: E402, comes with openai
 from serving import NAME, make_model, make_service, serving, wait_until  # noqa: E402
 
 from gpt2c.cli import main  # noqa: E402
+from gpt2c.sampling import Sampling  # noqa: E402
 from gpt2c.serve import engine as engine_module  # noqa: E402
 from gpt2c.serve import pages  # noqa: E402
 from gpt2c.serve.app import listen  # noqa: E402
-from gpt2c.serve.engine import Sampling  # noqa: E402
 from gpt2c.serve.errors import ApiError  # noqa: E402
 from gpt2c.serve.service import Order, Service  # noqa: E402
 from gpt2c.serve.text import TextWriter, spelled  # noqa: E402

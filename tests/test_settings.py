@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2c.chat.settings import SftConfig
 from gpt2c.errors import UserError
 from gpt2c.settings import TrainConfig, load_recipe, recipe_names
 from gpt2c.step import tokens_per_step
@@ -16,10 +17,13 @@ from gpt2c.step import tokens_per_step
 def test_every_recipe_loads_and_has_a_model() -> None:
     assert set(recipe_names()) == {
         "demo", "finetune-shakespeare", "gpt2-124m-fineweb", "gpt2-355m-fineweb", "gpt2-774m-fineweb",
-        "gpt2-1558m-fineweb", "rtx3070-8gb", "sft", "shakespeare-bytes",
+        "gpt2-1558m-fineweb", "rtx3070-8gb", "sft", "sft-demo", "shakespeare-bytes",
     }  # fmt: skip
     for name in recipe_names():
-        load_recipe(name).model_config(257)
+        if name.startswith("sft"):
+            load_recipe(name, SftConfig)
+        else:
+            load_recipe(name).model_config(257)
     recipe = load_recipe("shakespeare-bytes")
     assert (recipe.n_layer, recipe.n_head, recipe.n_embd, recipe.context, recipe.batch_size) == (4, 4, 128, 64, 12)
     assert (recipe.lr, recipe.min_lr, recipe.warmup_steps, recipe.beta2, recipe.steps) == (1e-3, 1e-4, 100, 0.99, 2000)

@@ -14,10 +14,9 @@ import torch
 from talks import talk
 
 from gpt2c import checkpoint, lora
-from gpt2c.chat.reply import Reply, Sampling
+from gpt2c.chat.reply import Reply
 from gpt2c.chat.settings import SftConfig
 from gpt2c.chat.template import TOKENS, chat_tokenizer, load_template, template_of
-from gpt2c.chat.vocabulary import grow
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
@@ -28,6 +27,7 @@ from gpt2c.settings import TrainConfig, load_recipe
 from gpt2c.tokenizer import get_tokenizer, save_tokenizer
 from gpt2c.tokenizer.learn import learn
 from gpt2c.train import Result, train
+from gpt2c.vocabulary import grow
 
 SIZES = GPT2Config(vocab_size=62, n_positions=32, n_embd=16, n_layer=2, n_head=2)
 IDX = torch.arange(60).view(3, 20)
@@ -275,9 +275,9 @@ def test_messages_that_fill_the_context(monkeypatch: pytest.MonkeyPatch) -> None
     model = GPT2(GPT2Config(261, 32, 16, 1, 1)).eval()
     template = template_of(chat_tokenizer(get_tokenizer("bytes")))
     monkeypatch.setattr(GPT2, "stream", lambda self, prompt, tokens, *_: iter([torch.tensor([97])] * tokens))
-    reply = Reply(model, template, talk("a" * 29), Sampling(99))
+    reply = Reply(model, template, talk("a" * 29), 99)
     assert "".join(reply) == reply.text == "a" and not reply.is_whole
     with pytest.raises(ValueError, match="33 tokens of messages, expected at most 32"):
-        Reply(model, template, talk("a" * 30), Sampling(1))
+        Reply(model, template, talk("a" * 30), 1)
     with pytest.raises(UserError, match="expected 'user'"):
-        Reply(model, template, talk("a", "b"), Sampling(1))
+        Reply(model, template, talk("a", "b"), 1)

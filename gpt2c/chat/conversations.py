@@ -47,11 +47,11 @@ def read_messages(path: Path) -> Iterator[list[dict[str, str]]]:
     for line, raw in _lines(path):
         where = f"{path}, line {line}"
         try:
-            messages = json.loads(raw.decode("utf-8"))["messages"]
+            messages = json.loads(raw.decode("utf-8-sig"))["messages"]
         except UnicodeDecodeError as error:
-            raise UserError(f"{where}: byte {error.start} of it is no UTF-8 ({error.reason})") from error
+            raise UserError(f"{where}: byte {error.start} of it is not UTF-8 ({error.reason})") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {reason(error)}") from error
+            raise UserError(f"{where} is not JSON: {reason(error)}; expected a conversation on each line") from error
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} is no conversation: expected an object with a list `messages`") from error
         try:

@@ -14,7 +14,6 @@ import numpy as np
 
 from gpt2c.chat.conversations import Conversations, read_conversations
 from gpt2c.chat.packing import Packed, Rows
-from gpt2c.chat.settings import SftConfig
 from gpt2c.chat.template import Template
 from gpt2c.data import order
 from gpt2c.errors import UserError
@@ -65,38 +64,37 @@ class ChatDataset:
         return numbers
 
 
-def load_chat_dataset(config: SftConfig, template: Template) -> ChatDataset:
-    """The conversations that the settings name. UserError if they cannot be used, with file and line."""
-    if not config.data:
+def load_chat_dataset(data: str, val_data: str, val_fraction: float, context: int, template: Template) -> ChatDataset:
+    """The conversations of the file `data`, in rows of `context` columns; validated on are those of `val_data`, or if
+    that is empty the last val_fraction of `data`. UserError if they cannot be used, with file and line."""
+    if not data:
         raise UserError("there is nothing to learn: give a file of conversations with --data")
-    read = read_conversations(Path(config.data), template, config.context)
+    read = read_conversations(Path(data), template, context)
     encoded, openings = read.encoded, read.openings
-    counts = _oddities(read, config.data, config.context)
-    if config.val_data:
-        held = read_conversations(Path(config.val_data), template, config.context)
-        counts += _oddities(held, config.val_data, config.context)
+    counts = _oddities(read, data, context)
+    if val_data:
+        held = read_conversations(Path(val_data), template, context)
+        counts += _oddities(held, val_data, context)
         val, opening = held.encoded, held.openings[0]
     else:
-        kept = len(encoded) - max(1, int(len(encoded) * config.val_fraction))
+        kept = len(encoded) - max(1, int(len(encoded) * val_fraction))
         if kept < 1:
             raise UserError(
-                f"{config.data} holds one conversation, expected at least two, of which one is validated on; or give "
+                f"{data} holds one conversation, expected at least two, of which one is validated on; or give "
                 "others for that with --val-data"
             )
         encoded, val, opening = encoded[:kept], encoded[kept:], openings[kept]
-    train = Packed(encoded, config.context)
+    train = Packed(encoded, context)
     summary = (
         f"{len(encoded):,} conversations in {len(train):,} rows, {int(train.learned.sum()):,} tokens of the "
         f"assistant's, and {len(val):,} to validate{counts}"
     )
-    return ChatDataset(template, train, Packed(val, config.context), opening, summary)
+    return ChatDataset(template, train, Packed(val, context), opening, summary)
 
 
 def _oddities(read: Conversations, path: str, context: int) -> str:
     """What the context has done to a file's conversations, as words."""
-    if not read.cut and not read.skipped:
-        return ""
-    return (
-        f"; of {path} {read.cut:,} end after the last reply within the context of {context}, {read.skipped:,} without "
-        "a whole reply in it are skipped"
-    )
+    cut = f"{read.cut:,} end after the last reply within the context of {context}"
+    skipped = f"{read.skipped:,} without a whole reply in the context of {context} are skipped"
+    said = [words for words, count in ((cut, read.cut), (skipped, read.skipped)) if count]
+    return f"; of {path} {', '.join(said)}" if said else ""

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from gpt2c.chat.template import Template
 from gpt2c.evaluate import SAMPLE_TEMPERATURE
 from gpt2c.model import GPT2
+from gpt2c.sampling import GREEDY, Sampling
 from gpt2c.tokenizer import StreamDecoder, printable
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen, see gpt2c.generate.stream; max_new_tokens: of a reply, at most."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    weights: str = "fp32"
 
 
 class Reply:
@@ -34,15 +22,21 @@ class Reply:
     """
 
     def __init__(
-        self, model: GPT2, template: Template, messages: Sequence[Mapping[str, str]], sampling: Sampling
+        self,
+        model: GPT2,
+        template: Template,
+        messages: Sequence[Mapping[str, str]],
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        weights: str = "fp32",
     ) -> None:
         prompt = torch.from_numpy(template.prompt(messages))[None].to(model.wte.weight.device)
         room = model.config.n_positions + 1 - prompt.shape[1]  # the last token takes no position
         if room < 1:
             raise ValueError(f"{prompt.shape[1]} tokens of messages, expected at most {model.config.n_positions}")
         self._tokens = model.stream(
-            prompt, min(sampling.max_new_tokens, room), sampling.temperature, sampling.top_k, sampling.top_p,
-            sampling.seed, sampling.weights,
+            prompt, min(max_new_tokens, room), sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed,
+            weights,
         )  # fmt: skip
         self._tokenizer = template.tokenizer
         self.text = ""
@@ -64,6 +58,6 @@ class Reply:
 
 def sample_reply(model: GPT2, template: Template, messages: list[dict[str, str]], tokens: int, seed: int) -> str:
     """The messages and the reply to them, the same for the same weights and seed, a line for each."""
-    said = "".join(Reply(model, template, messages, Sampling(tokens, SAMPLE_TEMPERATURE, seed=seed)))
+    said = "".join(Reply(model, template, messages, tokens, Sampling(SAMPLE_TEMPERATURE, seed=seed)))
     lines = [f"{message['role']}: {message['content']}" for message in messages]
     return printable("\n".join([*lines, f"assistant: {said}"]))

@@ -6,11 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from gpt2c.chat.reply import Reply, Sampling
+from gpt2c.chat.reply import Reply
 from gpt2c.chat.template import Template
-from gpt2c.errors import UserError
-from gpt2c.files import writing
+from gpt2c.errors import UserError, reason
 from gpt2c.model import GPT2
+from gpt2c.sampling import Sampling
 
 RESERVED = 4  # a reply finds at least a fourth of the context free
 
@@ -18,8 +18,17 @@ RESERVED = 4  # a reply finds at least a fourth of the context free
 class Session:
     """system: the system's message, none if empty. turns: all messages of user and assistant."""
 
-    def __init__(self, model: GPT2, template: Template, system: str, sampling: Sampling) -> None:
-        self.model, self.template, self.system, self.sampling = model, template, system, sampling
+    def __init__(
+        self,
+        model: GPT2,
+        template: Template,
+        system: str,
+        max_new_tokens: int,
+        sampling: Sampling,
+        weights: str = "fp32",
+    ) -> None:
+        self.model, self.template, self.system = model, template, system
+        self.max_new_tokens, self.sampling, self.weights = max_new_tokens, sampling, weights
         self.turns: list[dict[str, str]] = []
         self._seen_from = 0  # the turns before are forgotten
 
@@ -31,7 +40,7 @@ class Session:
         first = self._seen_from
         turns = [*self.turns, {"role": "user", "content": text}]
         context = self.model.config.n_positions
-        wanted = min(self.sampling.max_new_tokens, context // RESERVED)
+        wanted = min(self.max_new_tokens, context // RESERVED)
         while (size := len(self.template.prompt(self._messages(turns[first:])))) + wanted > context + 1:
             if first + 1 == len(turns):
                 break
@@ -45,7 +54,8 @@ class Session:
         sampling = self.sampling
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + len(self.turns) // 2)
-        return Reply(self.model, self.template, self._messages(turns[first:]), sampling), forgotten
+        messages = self._messages(turns[first:])
+        return Reply(self.model, self.template, messages, self.max_new_tokens, sampling, self.weights), forgotten
 
     def keep(self, text: str, reply: str) -> None:
         """Have the text and the reply, as far as it came, be the latest turns."""
@@ -60,8 +70,11 @@ class Session:
         if not self.turns:
             raise UserError("there is nothing to save yet")
         line = json.dumps({"messages": self._messages(self.turns)}, ensure_ascii=False)
-        with writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
 
     def _messages(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] * bool(self.system) + turns

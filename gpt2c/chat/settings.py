@@ -8,7 +8,10 @@ from typing import ClassVar
 
 from tyro.conf import Fixed, Suppress
 
+from gpt2c.chat.dataset import ChatDataset, load_chat_dataset
+from gpt2c.chat.template import chat_tokenizer, require_template
 from gpt2c.settings import AT_LEAST_0, Rule, TrainConfig
+from gpt2c.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class SftConfig(TrainConfig):
     command: ClassVar[str] = "sft"
     rules: ClassVar[dict[str, Rule]] = {**TrainConfig.rules, "context": AT_LEAST_0}
     may_change: ClassVar[frozenset[str]] = TrainConfig.may_change | {"val_data"}
+    needs_init: ClassVar[bool] = True
 
     data: str = ""
     """Conversations, a JSON object with the list `messages` on each line; also compressed (.gz, .bz2, .xz, .zst)."""
@@ -38,3 +42,16 @@ class SftConfig(TrainConfig):
     n_embd: Suppress[Fixed[int]] = 1
     hellaswag: Suppress[Fixed[str]] = ""
     hellaswag_items: Suppress[Fixed[int]] = 1
+
+    def open_data(self, tokenizer: Tokenizer) -> ChatDataset:
+        """The conversations, packed into rows. UserError, with file and line, if they cannot be used."""
+        template = require_template(tokenizer, self.init)
+        return load_chat_dataset(self.data, self.val_data, self.val_fraction, self.context, template)
+
+    def tokenizer_from(self, found: Tokenizer) -> Tokenizer:
+        """It, with the template's tokens."""
+        return chat_tokenizer(found)
+
+    def first_new(self, tokenizer: Tokenizer) -> int | None:
+        """The lowest id of the template's tokens."""
+        return require_template(tokenizer, self.init).first

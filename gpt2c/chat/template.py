@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt2c.errors import UserError
 from gpt2c.tokenizer import END_OF_TEXT, AddedTokens, Tokenizer, base_of, get_tokenizer
+from gpt2c.tokenizer.base import utf8
 from gpt2c.tokenizer.files import TOKENIZER
 
 ROLES = ("system", "user", "assistant")
@@ -138,6 +139,10 @@ def check_messages(messages: object) -> None:
             raise UserError(f"message {i + 1} has the role {role!r}, expected {' or '.join(map(repr, expected))}")
         if not isinstance(content, str):
             raise UserError(f"message {i + 1} has the content {_short(content)}, expected a text")
+        try:
+            utf8(content)
+        except UserError as error:
+            raise UserError(f"message {i + 1} cannot be encoded: {error}") from error
         expected = ("assistant",) if role == "user" else ("user",)
 
 

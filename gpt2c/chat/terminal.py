@@ -58,9 +58,12 @@ def handle(session: Session, line: str) -> None:
         session.reset()
     elif command == "/system":
         session.system = rest.strip()
-    elif command == "/save" and rest.strip():
-        session.save(Path(rest.strip()))
-        note(f"added to {rest.strip()}")
+    elif command == "/save":
+        if not rest.strip():
+            raise UserError("/save needs the name of a file")
+        path = Path(rest.strip()).expanduser()
+        session.save(path)
+        note(f"added to {path}")
     else:
         raise UserError(f"{command} is no command: expected /reset, /system TEXT, /save FILE or /help")
 

@@ -6,11 +6,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from gpt2c.chat.template import require_template
+from gpt2c.commands.flags import ModelName
 from gpt2c.data import load_dataset
 from gpt2c.errors import UserError, reason
 from gpt2c.evaluate import loss_sums
@@ -30,8 +29,7 @@ VAL_TOKENS = 10 * 2**20  # of FineWeb's validation shard, as the field reports i
 class Eval:
     """Measure a model: validation loss, replies, HellaSwag, the tasks of EleutherAI's lm-eval, beside known values."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
+    model: ModelName
     data: str = ""
     """Text or token shards whose validation split gives the loss, as in `gpt2c train`; none if empty."""
     val_tokens: int = VAL_TOKENS

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from gpt2c.chat.template import template_of
+from gpt2c.commands.flags import Weights
 from gpt2c.errors import UserError
 from gpt2c.load import load_model
 from gpt2c.translator import Translator
@@ -28,8 +29,7 @@ class Serve:
     translator's folder (python/translate.py)."""
     port: int = 8000
     """Of 127.0.0.1, the only address it listens on; 0 takes a free one."""
-    weights: Literal["fp32", "bf16", "int8"] = "fp32"
-    """What a token reads: the parameters, or a copy of a half or a quarter of their bytes, nearly as much faster."""
+    weights: Weights = "fp32"
 
     def run(self) -> int:
         """Serve until Ctrl-C."""

@@ -20,7 +20,7 @@ class Sft:
 
     settings: tyro.conf.OmitArgPrefixes[SftConfig]
     recipe: str
-    """Settings that the flags change: `sft`, or a TOML file with the fields as keys."""
+    """Settings that the flags change: `sft`, `sft-demo`, or a TOML file with the fields as keys."""
     resume: bool = False
     """Go on from the latest checkpoint in --out, with the run's settings; steps and the `every` flags may change."""
 

@@ -41,7 +41,8 @@ def tell(result: Result, settings: TrainConfig, next_step: str) -> int:
     if result.sample is None:
         print(f"nothing to do: {folder.folder} has reached step {result.step}, give more --steps to go on")
     else:
-        print(f"\nWhat the model writes after {result.step} steps:\n\n{result.sample}\n")
+        steps = "1 step" if result.step == 1 else f"{result.step} steps"
+        print(f"\nWhat the model writes after {steps}:\n\n{result.sample}\n")
     print(f"checkpoint  {result.checkpoint}\nmetrics     {folder.metrics}\nloss curve  {folder.curve}")
     print(next_step)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt2c.chat.conversations import read_messages
-from gpt2c.chat.reply import Reply, Sampling
+from gpt2c.chat.reply import Reply
 from gpt2c.chat.template import Template
 from gpt2c.errors import UserError
 from gpt2c.model import GPT2
@@ -29,7 +29,7 @@ def exact_replies(model: GPT2, template: Template, path: Path, most: int) -> tup
             wanted = message["content"]
             length = len(template.tokenizer.encode(wanted)) + 1
             if len(template.prompt(messages[:i])) + length <= context + 1:
-                reply = Reply(model, template, messages[:i], Sampling(length))
+                reply = Reply(model, template, messages[:i], length)
                 right += "".join(reply) == wanted and reply.is_whole
     if not asked:
         raise UserError(f"{path} holds no conversation to ask for")

@@ -21,6 +21,7 @@ from torch import Tensor
 from gpt2c.decode import MOST_ROWS, Decoder, can_decode, check_weights
 from gpt2c.generate import KVCache, sample
 from gpt2c.model import GPT2
+from gpt2c.sampling import Sampling
 from gpt2c.serve.outbox import Outbox
 from gpt2c.serve.tokens import Token, Wanted, token
 
@@ -34,16 +35,6 @@ class Full(Exception):
 
 class Stopped(Exception):
     """The engine ended before it came to this."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a text's tokens are drawn, as gpt2c.generate.stream has it."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from gpt2c.sampling import Sampling
 from gpt2c.serve.bodies import MOST_CHOICES, Body, ChatBody, CompletionBody
-from gpt2c.serve.engine import Sampling
 from gpt2c.serve.errors import ApiError
 from gpt2c.serve.forms import ChatForm, CompletionForm, Form
 from gpt2c.serve.responses import GONE, EventStream, while_connected

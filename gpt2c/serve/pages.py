@@ -12,8 +12,9 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
 
+from gpt2c.sampling import Sampling
 from gpt2c.serve.bodies import Id, Message, Sampled, Strict
-from gpt2c.serve.engine import Sampling, Stopped
+from gpt2c.serve.engine import Stopped
 from gpt2c.serve.errors import ApiError
 from gpt2c.serve.openai import event
 from gpt2c.serve.outbox import PAUSE

@@ -10,7 +10,8 @@ import numpy as np
 from gpt2c.chat.template import Template
 from gpt2c.errors import UserError
 from gpt2c.model import GPT2
-from gpt2c.serve.engine import Engine, Finish, Full, Job, Sampling
+from gpt2c.sampling import Sampling
+from gpt2c.serve.engine import Engine, Finish, Full, Job
 from gpt2c.serve.errors import ApiError
 from gpt2c.serve.outbox import Outbox
 from gpt2c.serve.text import TextWriter

@@ -7,8 +7,9 @@ vocab.json, merges.txt                  the files of GPT-2's own release
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,23 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None = Non
     In these libraries the text `<|endoftext|>` is the end-of-text token, and that of an added token is this; here they
     are ordinary text. UserError if they cannot be written.
     """
-    end = tokenizer.end_of_text
     base = base_of(tokenizer)
-    tokens = [base.decode_bytes([i]) for i in range(end)]
-    added = tokenizer.added if isinstance(tokenizer, AddedTokens) else ()
-    vocab = {**{spell(token): i for i, token in enumerate(tokens)}, END_OF_TEXT: end}
+    tokens = tuple(base.decode_bytes([i]) for i in range(tokenizer.end_of_text))
+    is_more = isinstance(tokenizer, AddedTokens)
+    added, chat_template = (tokenizer.added, tokenizer.chat_template) if is_more else ((), "")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in _texts(tokens, added, chat_template, longest).items():
+            write_atomically(folder / name, text)
+
+
+@functools.lru_cache(maxsize=1)
+def _texts(
+    tokens: tuple[bytes, ...], added: tuple[str, ...], chat_template: str, longest: int | None
+) -> Mapping[str, bytes]:
+    """The four files' contents by their names; kept, since each checkpoint of a run has the same, and those of GPT-2's
+    vocabulary take two seconds."""
+    vocab = {**{spell(token): i for i, token in enumerate(tokens)}, END_OF_TEXT: len(tokens)}
     pairs = [[spell(left), spell(right)] for left, right in merges(tokens)]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -40,8 +53,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None = Non
         "clean_up_tokenization_spaces": False,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
     }
-    if isinstance(tokenizer, AddedTokens) and tokenizer.chat_template:
-        config["chat_template"] = tokenizer.chat_template
+    if chat_template:
+        config["chat_template"] = chat_template
     lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
     texts = {
         TOKENIZER: _json(_description(vocab, pairs, (END_OF_TEXT, *added))),
@@ -49,10 +62,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None = Non
         VOCAB: _json(vocab),
         MERGES: "\n".join(lines) + "\n",
     }
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            write_atomically(folder / name, text.encode())
+    return {name: text.encode() for name, text in texts.items()}
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

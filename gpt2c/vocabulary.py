@@ -1,4 +1,4 @@
-"""A model whose vocabulary grows by the tokens of a template."""
+"""A model whose vocabulary grows by new tokens."""
 
 from __future__ import annotations
 
