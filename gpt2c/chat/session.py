@@ -37,14 +37,11 @@ class Session:
 
         Text and reply become turns by `keep`. UserError for a text that does not fit into the context.
         """
-        first = self._seen_from
         turns = [*self.turns, {"role": "user", "content": text}]
         context = self.model.config.n_positions
-        wanted = min(self.max_new_tokens, context // RESERVED)
-        while (size := len(self.template.prompt(self._messages(turns[first:])))) + wanted > context + 1:
-            if first + 1 == len(turns):
-                break
-            first += 2
+        most = context + 1 - min(self.max_new_tokens, context // RESERVED)  # the last token takes no position
+        first = first_that_fits(self.template, self._messages([]), turns, most, self._seen_from)
+        size = len(self.template.prompt(self._messages(turns[first:])))
         if size > context:
             raise UserError(
                 f"the message has too many tokens: with the system's and the template's they are {size}, expected at "
@@ -78,3 +75,15 @@ class Session:
 
     def _messages(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] * bool(self.system) + turns
+
+
+def first_that_fits(
+    template: Template, system: list[dict[str, str]], turns: list[dict[str, str]], most: int, first: int = 0
+) -> int:
+    """From which turn on the system's message and the turns are a prompt of at most `most` tokens; the last one stays.
+
+    turns: of user and assistant in turn, the last the user's. first: those before it are forgotten already.
+    """
+    while first + 1 < len(turns) and len(template.prompt(system + turns[first:])) > most:
+        first += 2
+    return first
