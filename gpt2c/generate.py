@@ -200,7 +200,8 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     while True:
         size = min(size, V)
         ordered = probabilities.topk(size, dim=-1).values
-        kept = (ordered.cumsum(dim=-1) - ordered < top_p).sum(dim=-1, keepdim=True)
+        # A top_p that fp32 rounds to 0 would keep none.
+        kept = (ordered.cumsum(dim=-1) - ordered < top_p).sum(dim=-1, keepdim=True).clamp_min(1)
         if size == V or bool((kept < size).all()):
             break
         size *= 8

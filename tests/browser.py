@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,13 @@ class Page:
         for kind in ("rawKeyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, modifiers=2 * ctrl)
 
+    def close(self) -> None:
+        """Lets the browser end by itself: killed, it leaves a folder behind."""
+        self._session = ""
+        self.send("Browser.close")
+        while self._back.read(2**16):
+            pass
+
     def screenshot(self, path: Path, whole: bool = True) -> None:
         """A PNG of the page, or of what the window shows of it."""
         found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
@@ -141,6 +148,8 @@ def browsing(profile: Path) -> Iterator[Page]:
     try:
         yield page
     finally:
+        with suppress(AssertionError, OSError):  # it may have ended
+            page.close()
         page._to.close()
         page._back.close()
         os.kill(process, signal.SIGTERM)

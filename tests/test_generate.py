@@ -191,6 +191,7 @@ class TestSampling:
         assert self.frequencies([5.0, 4.9, 0.0], temperature=1e-6) == {0: 1.0}
         assert self.frequencies([3.0, 1.0, 2.0], temperature=1.0, top_k=1) == {0: 1.0}
         assert self.frequencies([3.0, 1.0, 2.0], temperature=1.0, top_p=1e-9) == {0: 1.0}
+        assert self.frequencies([3.0, 1.0, 2.0], temperature=1.0, top_p=1e-300) == {0: 1.0}  # 0 in fp32
         assert self.frequencies([2.0, 2.0, 1.0], temperature=0) == {0: 1.0}
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -327,7 +327,13 @@ class TestLimits:
                 assert answer.status_code == 413 and "more than 200 bytes" in answer.json()["error"]["message"]
             answer = http.post(at, content=b'{"model": "tiny", "prompt": "x"}')
             assert answer.status_code == 415 and "application/json" in answer.json()["error"]["message"]
-            for content, words in ((b"{", "not JSON"), (b"[]", "not a JSON object"), (b"{}", "model: field required")):
+            half = b'{"model": "x", "prompt": "x", "n": "\\ud800"}'  # of a character, which no UTF-8 can tell
+            for content, words in (
+                (b"{", "not JSON"),
+                (b"[]", "not a JSON object"),
+                (b"{}", "model: field required"),
+                (half, 'n: input should be a valid integer, found "\\ud800"'),
+            ):
                 answer = http.post(at, content=content, headers={"content-type": "application/json"})
                 assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
             assert http.get(at).json()["error"]["message"] == "GET /v1/completions: method not allowed"
@@ -380,6 +386,43 @@ class TestPage:
             assert later[1]["top"] == [[*one[:2], pytest.approx(one[2], abs=1e-3)] for one in tokens[0]["top"]]
             logprobs = service.model(torch.tensor([ids]))[0][0, 11].log_softmax(-1)
             assert later[0]["logprob"] == pytest.approx(float(logprobs[ids[12]]), abs=1e-4)
+
+    def test_a_text_ends_where_the_context_does(self, url, service):
+        """And of one that has ended, nothing is written."""
+        for ids, length, wanted in [
+            ([1] * 250, 100, (6, "length")),
+            ([1] * 256, 100, (0, "length")),
+            ([1, service.template.end], 100, (0, "stop")),
+            ([1, service.tokenizer.end_of_text], 100, (0, "stop")),
+        ]:
+            answer = httpx.post(f"{url}/api/write", json={"ids": ids, "length": length, "temperature": 0})
+            prompt, *events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-1]]
+            tokens = [token for event in events for token in event["tokens"]]
+            assert [token["id"] for token in prompt["prompt"]] == ids
+            assert (len(tokens), events[-1]["finish"]) == wanted
+
+    def test_only_so_many_looks_wait(self):
+        """One that waits, whose client goes, makes room for another."""
+        service = make_service(queue=1)
+
+        async def scene(url: str) -> None:
+            async with httpx.AsyncClient(base_url=url) as http:
+                waiting = asyncio.create_task(http.post("/api/lens", json={"ids": [1]}))
+                while not service.engine._calls:
+                    await asyncio.sleep(0.01)
+                assert (await http.post("/api/lens", json={"ids": [2]})).status_code == 429
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+                while not service.engine._calls[0][0].cancelled():
+                    await asyncio.sleep(0.01)
+                waiting = asyncio.create_task(http.post("/api/lens", json={"ids": [3]}))
+                while service.engine._calls[0][0].cancelled():
+                    await asyncio.sleep(0.01)
+                service.engine.start()
+                assert (await waiting).status_code == 200
+
+        with serving(service, started=False) as url:
+            asyncio.run(scene(url))
 
     def test_mistakes(self, url):
         for path, body, words in [

@@ -177,9 +177,11 @@ def test_attention_of_the_token_under_the_pointer(page: Page, service: Service) 
     weights = reading(service, ids).attention(1, 1).weights
     for at in (12, 20):
         page.hover(f"#token-{at}")
-        page.wait(f"{arcs} == {int((weights[at].round(decimals=4) >= 0.01).sum())}")
-        told, most = page.run("document.querySelector('#heat-told').textContent"), float(weights[at].max())
-        assert f"{100 * most:.0f} %" in told or f"{100 * most:.1f} %" in told
+        told, most = "document.querySelector('#heat-told').textContent", 100 * float(weights[at].max())
+        page.wait(
+            f"{arcs} == {int((weights[at].round(decimals=4) >= 0.01).sum())}"
+            f" && ['{most:.0f} %', '{most:.1f} %'].some(share => {told}.includes(share))"
+        )
     before = page.run("document.querySelector('#heat').toDataURL()")
     slide(page, head=1)
     page.wait(f"document.querySelector('#heat').toDataURL() != {before!r}")
@@ -257,6 +259,38 @@ def test_a_conversation(page: Page, service: Service) -> None:
     assert page.run("document.querySelectorAll('#log li').length") == 4
     page.click("#forget")
     assert page.run("document.querySelectorAll('#log li, .token').length") == 0
+
+
+def test_a_reply_that_ends(page: Page, service: Service, monkeypatch) -> None:
+    """Its end is a token, but nothing that was said; a branch to it writes nothing."""
+    page.click("#mode-chat")
+    slide(page, temperature=0, length=15)
+    prompt = torch.from_numpy(service.template.prompt([{"role": "user", "content": "Why?"}]))[None]
+    reply = service.model.generate(prompt, 15, temperature=0)[0, prompt.shape[1] :].tolist()
+    at = next(i for i in range(1, 15) if reply[i] not in reply[:i])
+    monkeypatch.setattr(Service, "chat_ends", lambda self: frozenset({reply[at]}))
+    page.click("#message")
+    page.type("Why?")
+    page.press("Enter")
+    page.wait(DONE)
+    said = "document.querySelector('#log li:last-child span').textContent"
+    assert page.run(said) == decode(service.tokenizer, reply[:at])
+    first, tokens = prompt.shape[1], "document.querySelectorAll('.token').length"
+    assert page.run(tokens) == first + at + 1
+    instead = int(logits(service, prompt[0].tolist()).topk(3).indices[2])
+    monkeypatch.setattr(Service, "chat_ends", lambda self: frozenset({instead}))
+    page.click(f"#token-{first}")
+    page.click("#bars li:nth-child(3) button")
+    page.wait(f"{DONE} && {tokens} == {first + 1}")
+    assert page.run(said) == ""
+
+
+def test_what_is_gone_cannot_be_branched(page: Page) -> None:
+    write(page, "Once")
+    page.wait(DONE)
+    page.click("#mode-chat")
+    assert page.run("document.querySelectorAll('#bars li').length") == 0
+    assert "Write something" in page.run("document.querySelector('#bars-hint').textContent")
 
 
 def test_a_foreign_page_cannot_use_it(browser: Page, url: str, service: Service, monkeypatch) -> None:

@@ -17,6 +17,7 @@ httpx = pytest.importorskip("httpx", reason="the package httpx is not installed"
 from serving import running  # noqa: E402
 
 from gpt2c.cli import main  # noqa: E402
+from gpt2c.serve import translation  # noqa: E402
 from gpt2c.serve.app import translator_site  # noqa: E402
 from gpt2c.serve.translation import CROSS, SOURCE, TARGET, Translations  # noqa: E402
 from gpt2c.translator import Translator  # noqa: E402
@@ -90,6 +91,32 @@ def test_end_ends_it(http, translator, monkeypatch):
     assert [ids_of(part) if isinstance(part, list) else part for part in written(http)] == [[0], [1], "stop"]
 
 
+def test_nothing_is_written_after_the_end(http, translator):
+    assert written(http, ids=[0, 5, 1])[1:] == ([], "stop")
+    assert written(http, ids=[0] * 12)[1:] == ([], "length")
+    _, tokens, finish = written(http, ids=[0] * 11, length=9, top_k=1)
+    assert len(tokens) == 1 and finish == ("stop" if ids_of(tokens) == [1] else "length")
+
+
+def test_damaged_weights(translator):
+    damaged = Translator.new(translator.vocabulary[2:], n_positions=12, n_embd=32)
+    with torch.no_grad():
+        damaged.model.wte.weight[3] = torch.nan
+    with running(translator_site(Translations("numbers", damaged))) as url:
+        assert "weights must be damaged" in httpx.post(f"{url}/api/write", json={"source": TEXT}).text
+
+
+def test_a_place_is_had_and_freed(translator):
+    served = Translations("numbers", translator)
+    look = {"source": TEXT, "ids": [0, 5], "kind": SOURCE, "layer": 0, "head": 0}
+    with running(translator_site(served)) as url, httpx.Client(base_url=url) as http:
+        assert written(http) and http.post("/api/attention", json=look).is_success and served.busy == 0
+        served.busy = translation.MOST_BUSY
+        for path, body in (("write", {"source": TEXT}), ("attention", look)):
+            answer = http.post(f"/api/{path}", json=body)
+            assert answer.status_code == 429 and answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
 def test_a_seed_repeats(http):
     first, again = (ids_of(written(http, temperature=2, seed=3)[1]) for _ in range(2))
     others = {tuple(ids_of(written(http, temperature=2, seed=seed)[1])) for seed in range(4, 8)}
@@ -128,8 +155,6 @@ def test_its_three_attentions(http, translator):
         ({"ids": [3]}, "ids: expected 0 and then ids below 16, found 3"),
         ({"ids": [0, 16]}, "up to 16"),
         ({"ids": [0] * 13}, "ids has 13 tokens, expected at most 12"),
-        ({"ids": [0] * 12}, "there is room for 0 more tokens"),
-        ({"length": 12}, "there is room for 11 more tokens, found a length of 12"),
         ({"temperature": -1}, "temperature"),
         ({"text": "x"}, "text is not supported"),
     ],

@@ -30,7 +30,7 @@ logger = logging.getLogger("gpt2c.serve")
 
 
 class Full(Exception):
-    """There is no place for more texts."""
+    """There is no place for more texts, or calls."""
 
 
 class Stopped(Exception):
@@ -153,9 +153,15 @@ class Engine:
             self._changed.notify()
 
     def call(self, function: Callable[[], Any]) -> Future:
-        """What `function` returns, run on the thread between two steps: two at once would fight for the cores."""
+        """What `function` returns, run on the thread between two steps: two at once would fight for the cores.
+
+        One between two steps, so that the texts go on. Raises Full if as many wait as jobs may.
+        """
         future: Future = Future()
         with self._changed:
+            self._calls = deque(call for call in self._calls if not call[0].cancelled())
+            if len(self._calls) >= self.queue:
+                raise Full
             if self._stopping:
                 future.set_exception(Stopped())
                 return future
@@ -177,16 +183,17 @@ class Engine:
                 self._running = [row for row in self._running if not row.job.cancelled]
                 while self._waiting and len(self._running) < self.rows:
                     self._running.append(Row(self.model, self._waiting.popleft()))
-                calls = [self._calls.popleft() for _ in range(len(self._calls))]
-            for future, function in calls:
-                _fulfil(future, function)
+                call = self._calls.popleft() if self._calls else None
+            if call is not None:
+                _fulfil(*call)
             try:
                 ended = self._step(list(self._running))
             except Exception as error:
                 logger.exception("a step failed")
                 ended = self._fail(f"the server failed: {error}")
-            with self._changed:
-                self._running = [row for row in self._running if row not in ended]
+            if ended:
+                with self._changed:
+                    self._running = [row for row in self._running if row not in ended]
         self._fail("the server is stopping")
 
     def _fail(self, message: str) -> list[Row]:
@@ -197,7 +204,8 @@ class Engine:
         for job in jobs:
             job.outbox.put((job.index, Finish("failure", message)), at_once=True)
         for future, _ in calls:
-            future.set_exception(Stopped())
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Stopped())
         return ended
 
     @torch.no_grad()

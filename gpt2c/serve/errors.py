@@ -24,7 +24,14 @@ class ApiError(Exception):
 
 
 def error_body(message: str, kind: str = INVALID, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    # Half of a surrogate pair, which JSON can spell and UTF-8 cannot, is spelled here, too.
+    message = message.encode("utf-8", "backslashreplace").decode()
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def too_many() -> ApiError:
+    message = "the server has as many requests as it takes; try again later"
+    return ApiError(429, message, "rate_limit_error", code="rate_limit_exceeded")
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -8,17 +8,17 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
 from gpt2c.sampling import Sampling
 from gpt2c.serve.bodies import Id, Message, Sampled, Strict
-from gpt2c.serve.engine import Stopped
-from gpt2c.serve.errors import ApiError
+from gpt2c.serve.engine import Full, Stopped
+from gpt2c.serve.errors import ApiError, too_many
 from gpt2c.serve.openai import event
 from gpt2c.serve.outbox import PAUSE
-from gpt2c.serve.responses import EventStream
+from gpt2c.serve.responses import GONE, EventStream, while_connected
 from gpt2c.serve.service import Answer, Order, Service
 from gpt2c.serve.text import spelled
 from gpt2c.serve.tokens import Token, Wanted
@@ -32,7 +32,10 @@ Result = TypeVar("Result")
 
 
 class WriteBody(Sampled):
-    """POST /api/write: one of text, ids and messages, and how to go on; without a length to the context's end."""
+    """POST /api/write: one of text, ids and messages, and how to go on, at most to the context's end.
+
+    Of ids that end a text, or fill the context, nothing is written.
+    """
 
     text: str | None = None
     ids: list[Id] | None = None
@@ -77,38 +80,48 @@ def router(service: Service) -> APIRouter:
     @routes.post("/api/write")
     async def write(body: WriteBody) -> Response:
         order = write_order(service, body)
+        prompt = order.prompts[0]
+        if body.ids and (finish := service.ended(prompt)):
+            return StreamingResponse(_nothing_written(spell, prompt, finish), media_type="text/event-stream")
         answer = service.submit(order)
-        return EventStream(_written(spell, list(order.prompts[0]), answer), answer.close)
+        return EventStream(_written(spell, prompt, answer), answer.close)
 
     @routes.post("/api/read")
-    async def read(body: ReadBody) -> dict[str, Any]:
+    async def read(body: ReadBody, request: Request) -> dict[str, Any]:
         if max(body.positions, default=0) >= len(body.ids):
             message = f"positions: expected numbers below {len(body.ids)}, found {max(body.positions)}"
             raise ApiError(400, message, param="positions")
-        tokens = await inside(body, lambda reading: reading.tokens(body.positions, WANTED))
+        tokens = await inside(request, body, lambda reading: reading.tokens(body.positions, WANTED))
         return {"tokens": [told(spell, token) for token in tokens]}
 
     @routes.post("/api/attention")
-    async def attention(body: AttentionBody) -> dict[str, Any]:
+    async def attention(body: AttentionBody, request: Request) -> dict[str, Any]:
         find_kind(kinds, body.kind, body.layer, body.head)
-        return told_map(spell, await inside(body, lambda reading: reading.attention(body.layer, body.head)))
+        look = partial(Reading.attention, layer=body.layer, head=body.head)
+        return told_map(spell, await inside(request, body, look))
 
     @routes.post("/api/lens")
-    async def lens(body: TextBody) -> dict[str, Any]:
-        table = await inside(body, lambda reading: reading.lens())
+    async def lens(body: TextBody, request: Request) -> dict[str, Any]:
+        table = await inside(request, body, Reading.lens)
         tokens = [spell(id) for id in body.ids[-len(table[0]) :]]
         rows = [[[(spell(id), round(p, 4)) for id, p in cell] for cell in row] for row in table]
         return {"tokens": tokens, "layers": rows}
 
-    async def inside(body: TextBody, look: Callable[[Reading], Result]) -> Result:
-        """What `look` sees in the text, on the engine's thread."""
+    async def inside(request: Request, body: TextBody, look: Callable[[Reading], Result]) -> Result:
+        """What `look` sees in the text, on the engine's thread; a client that goes frees its place there."""
         ids = service.encode(body.ids)
         if len(ids) > service.context:
             raise ApiError(400, f"ids has {len(ids)} tokens, expected at most {service.context}", param="ids")
         try:
-            return await asyncio.wrap_future(service.engine.call(lambda: look(reader.read(ids))))
+            call = service.engine.call(lambda: look(reader.read(ids)))
+            found = await while_connected(request, asyncio.wrap_future(call))
+        except Full as error:
+            raise too_many() from error
         except Stopped as error:
             raise ApiError(503, "the server is stopping", "server_error") from error
+        if found is None:
+            raise ApiError(GONE, "the client has gone")
+        return found
 
     return routes
 
@@ -138,18 +151,28 @@ def write_order(service: Service, body: WriteBody) -> Order:
     else:
         prompt = service.encode(body.text if body.ids is None else body.ids)
     sampling = Sampling(body.temperature, body.top_k, body.top_p, body.seed)
-    return Order([prompt], body.length, sampling, service.chat_ends(), wanted=STREAMED)
+    room = max(1, service.context - len(prompt))
+    return Order([prompt], min(body.length or room, room), sampling, service.chat_ends(), wanted=STREAMED)
 
 
-async def _written(spell: Callable[[int], str], prompt: list[int], answer: Answer) -> AsyncIterator[str]:
+async def _nothing_written(spell: Callable[[int], str], prompt: Sequence[int], finish: str) -> AsyncIterator[str]:
+    yield event(told_prompt(spell, prompt))
+    yield event({"tokens": [], "finish": finish})
+
+
+async def _written(spell: Callable[[int], str], prompt: Sequence[int], answer: Answer) -> AsyncIterator[str]:
     """First the prompt's tokens, then new ones as they come, and why it ended."""
-    yield event({"prompt": [{"id": id, "text": spell(id)} for id in prompt]})
+    yield event(told_prompt(spell, prompt))
     try:
         async for delta in answer.deltas():
             tokens = [told(spell, token) for token in (*delta.tokens, delta.end) if token is not None]
             yield event({"tokens": tokens, "text": delta.text, "finish": delta.finish})
     except ApiError as error:
         yield event(error.body)
+
+
+def told_prompt(spell: Callable[[int], str], ids: Sequence[int]) -> dict[str, Any]:
+    return {"prompt": [{"id": id, "text": spell(id)} for id in ids]}
 
 
 def told(spell: Callable[[int], str], token: Token) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gpt2c.errors import UserError
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
 from gpt2c.serve.engine import Engine, Finish, Full, Job
-from gpt2c.serve.errors import ApiError
+from gpt2c.serve.errors import ApiError, too_many
 from gpt2c.serve.outbox import Outbox
 from gpt2c.serve.text import TextWriter
 from gpt2c.serve.tokens import Token, Wanted
@@ -86,6 +86,12 @@ class Service:
         """The ids that end a reply, besides the end-of-text token."""
         return frozenset() if self.template is None else frozenset({self.template.end})
 
+    def ended(self, ids: Sequence[int]) -> str | None:
+        """Why nothing may be written after a text: it ends with an id that ends texts, or fills the context."""
+        if ids[-1] in self.chat_ends() | {self.tokenizer.end_of_text}:
+            return "stop"
+        return "length" if len(ids) == self.context else None
+
     def submit(self, order: Order) -> Answer:
         """Puts the texts in the queue. ApiError where one does not fit the context (400) or the queue (429)."""
         outbox: Outbox[tuple[int, Token | Finish]] = Outbox()
@@ -99,21 +105,16 @@ class Service:
         try:
             self.engine.submit(jobs)
         except Full as error:
-            message = "the server has as many requests as it takes; try again later"
-            raise ApiError(429, message, "rate_limit_error", code="rate_limit_exceeded") from error
+            raise too_many() from error
         return Answer(self, jobs, order.stops)
 
     def _length(self, prompt: Sequence[int], length: int | None) -> int:
         room = self.context - len(prompt)
         if room < 1 or (length or 1) > room:
-            asked = f" and {length} to write" if length else ""
-            message = f"the prompt has {len(prompt)} tokens{asked}, expected together at most {self.context}"
-            raise ApiError(
-                400,
-                message,
-                param="max_tokens" if room > 0 else "prompt",
-                code="context_length_exceeded",
-            )
+            asked = f"{len(prompt)} tokens and {length or 1} to write"
+            message = f"the prompt has {asked}, expected together at most {self.context}"
+            param = "max_tokens" if room > 0 else "prompt"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
         return length or room
 
 

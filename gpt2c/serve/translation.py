@@ -11,21 +11,24 @@ from typing import Any, TypeVar
 
 import torch
 from fastapi import APIRouter
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import Field
 from torch import Tensor
 
 from gpt2c.errors import UserError
 from gpt2c.generate import sample
 from gpt2c.serve.bodies import Id, Sampled, Strict
-from gpt2c.serve.errors import ApiError
-from gpt2c.serve.pages import WANTED, event, find_kind, told, told_map
+from gpt2c.serve.errors import ApiError, error_body, too_many
+from gpt2c.serve.openai import event
+from gpt2c.serve.pages import WANTED, find_kind, told, told_map, told_prompt
+from gpt2c.serve.responses import EventStream
 from gpt2c.serve.tokens import Token, token
 from gpt2c.serve.view import AttentionMap, MapKind
 from gpt2c.translator import BEGIN, END, Translator
 
 CROSS, TARGET, SOURCE = "cross-attention", "causal self-attention of the target", "self-attention of the source"
 MOST_LETTERS = 2000  # of a source
+MOST_BUSY = 64  # requests that are answered, or wait to be
 Result = TypeVar("Result")
 
 
@@ -37,7 +40,7 @@ class Pair(Strict):
 
 
 class TranslateBody(Pair, Sampled):
-    """POST /api/write; without a length until END, or as long as a target may be."""
+    """POST /api/write: until END, or as long as a target may be; after END nothing is written."""
 
 
 class LookBody(Pair):
@@ -48,13 +51,26 @@ class LookBody(Pair):
     head: int = Field(ge=0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Translations:
-    """A translator that is served. Its one thread does all of the work: two at once would fight for the cores."""
+    """A translator that is served. Its one thread does all of the work: two at once would fight for the cores.
+
+    busy: requests that have a place, of MOST_BUSY.
+    """
 
     name: str
     translator: Translator
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "gpt2c-translator"))
+    busy: int = 0
+
+    def enter(self) -> None:
+        """Takes a place, which `leave` frees. ApiError if there is none."""
+        if self.busy >= MOST_BUSY:
+            raise too_many()
+        self.busy += 1
+
+    def leave(self) -> None:
+        self.busy -= 1
 
     async def on_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.thread, work)
@@ -120,18 +136,18 @@ def router(served: Translations) -> APIRouter:
     @routes.post("/api/write")
     async def write(body: TranslateBody) -> Response:
         source, target = served.encode(body)
-        room = served.translator.model.config.n_positions - len(target)
-        if room < 1 or (body.length or 1) > room:
-            raise ApiError(
-                400, f"there is room for {room} more tokens, found a length of {body.length}", param="length"
-            )
-        return StreamingResponse(_written(served, source, target, body, room), media_type="text/event-stream")
+        served.enter()
+        return EventStream(_written(served, source, target, body), served.leave)
 
     @routes.post("/api/attention")
     async def attention(body: LookBody) -> dict[str, Any]:
         kind = find_kind(kinds, body.kind, body.layer, body.head)
         look = partial(served.look, *served.encode(body), kind.name, body.layer, body.head)
-        return told_map(served.spell, await served.on_thread(look))
+        served.enter()
+        try:
+            return told_map(served.spell, await served.on_thread(look))
+        finally:
+            served.leave()
 
     return routes
 
@@ -153,18 +169,23 @@ def describe(served: Translations) -> dict[str, Any]:
 
 
 async def _written(
-    served: Translations, source: list[int], target: list[int], body: TranslateBody, room: int
+    served: Translations, source: list[int], target: list[int], body: TranslateBody
 ) -> AsyncIterator[str]:
     """First what the target is so far, then new tokens as they come, and why it ended."""
+    end, room = served.translator.ids[END], served.translator.model.config.n_positions - len(target)
     generator = None if body.seed is None else torch.Generator().manual_seed(body.seed)
     how = partial(sample, temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, generator=generator)
-    yield event({"prompt": [{"id": id, "text": served.spell(id)} for id in target]})
+    yield event(told_prompt(served.spell, target))
     memory = await served.on_thread(partial(served.memory, source))
-    end, target = served.translator.ids[END], list(target)
-    for left in range(body.length or room, 0, -1):
-        found = await served.on_thread(partial(served.next_token, memory, target, how))
-        target.append(found.id)
-        finish = "stop" if found.id == end else "length" if left == 1 else None
-        yield event({"tokens": [told(served.spell, found)], "finish": finish})
-        if finish:
+    target = list(target)
+    for _ in range(min(body.length or room, room)):
+        if target[-1] == end:
+            break
+        try:
+            found = await served.on_thread(partial(served.next_token, memory, target, how))
+        except ValueError as error:  # damaged weights, in one sentence
+            yield event(error_body(str(error), "server_error"))
             return
+        target.append(found.id)
+        yield event({"tokens": [told(served.spell, found)], "finish": None})
+    yield event({"tokens": [], "finish": "stop" if target[-1] == end else "length"})

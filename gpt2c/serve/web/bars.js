@@ -5,6 +5,7 @@ import { $, element, percent, visible } from "./words.js";
 
 const SHOWN = 12;
 const ALL = 41; // top-k at its end: no limit
+const NOTHING = "Write something: each token's alternatives appear here.";
 const START = { temperature: 0.8, "top-k": ALL, "top-p": 1, length: 100 };
 
 export class Bars {
@@ -17,12 +18,14 @@ export class Bars {
       $(name).value = values[name];
       $(name).addEventListener("input", () => this.draw());
     }
+    this.clear();
     this.draw();
   }
 
   settings() {
     const k = Number($("top-k").value);
-    return { temperature: Number($("temperature").value), topK: k >= ALL ? null : k, topP: Number($("top-p").value) };
+    const [temperature, topP, length] = ["temperature", "top-p", "length"].map(id => Number($(id).value));
+    return { temperature, topK: k >= ALL ? null : k, topP, length };
   }
 
   show(token, isFirst) {
@@ -31,10 +34,18 @@ export class Bars {
     this.draw();
   }
 
+  /* Nothing is looked at. */
+  clear() {
+    this.token = null;
+    $("chosen").textContent = "…";
+    $("bars-hint").textContent = NOTHING;
+    $("bars").replaceChildren();
+  }
+
   draw() {
     const how = this.settings();
     const told = { temperature: how.temperature.toFixed(2), "top-k": how.topK ?? "all", "top-p": how.topP.toFixed(2),
-      length: $("length").value };
+      length: how.length };
     for (const name in told) document.querySelector(`output[for="${name}"]`).value = told[name];
     if (!this.token) return;
     $("chosen").textContent = visible(this.token.text);

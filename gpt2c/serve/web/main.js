@@ -10,7 +10,8 @@ import { $, element, joined, visible } from "./words.js";
 
 const model = await get("/api/model");
 const READ_AT_ONCE = 128;
-const branches = []; // {tokens, from: index of the first token that is not the prompt's, name}
+/* {tokens, from: index of the first token that is not the prompt's, name}. A token's isEnd: nothing comes after it. */
+const branches = [];
 let current = null, running = null;
 
 const text = new TextView(look);
@@ -39,10 +40,11 @@ async function write(body, name, known = []) {
   const stopping = running = new AbortController(), how = bars.settings();
   busy(true);
   problem(null);
-  const settings = { temperature: how.temperature, top_k: how.topK, top_p: how.topP };
+  const settings = { temperature: how.temperature, top_k: how.topK, top_p: how.topP, length: how.length };
   let whole = false;
   try {
-    for await (const event of events("/api/write", { ...body, ...settings, length: length(body) }, stopping.signal)) {
+    for await (const event of events("/api/write", { ...body, ...settings }, stopping.signal)) {
+      if (stopping.signal.aborted) break; // what has come already is of a text that is not shown any more
       if (event.prompt) open(event.prompt, name, known, body.source);
       else grow(event);
     }
@@ -57,12 +59,6 @@ async function write(body, name, known = []) {
   return whole;
 }
 
-/* A branch is no longer than the context. */
-function length(body) {
-  const wanted = Number($("length").value);
-  return body.ids ? Math.max(1, Math.min(wanted, model.context - body.ids.length)) : wanted;
-}
-
 function open(prompt, name, known, source) {
   const tokens = prompt.map((token, i) => known[i] ?? { ...token, prompt: true });
   const from = known.length ? known.from : tokens.length;
@@ -73,14 +69,18 @@ function open(prompt, name, known, source) {
   text.show(tokens.slice());
 }
 
-function grow({ tokens }) {
+function grow({ tokens, finish }) {
   current.tokens.push(...tokens);
+  if (finish === "stop") current.tokens.at(-1).isEnd = true;
   current.written += tokens.length;
   text.add(tokens);
   const seconds = (performance.now() - current.started) / 1000;
   $("speed").textContent = `${current.written} tokens, ${(current.written / seconds).toFixed(0)} a second`;
-  if (chatting()) chat.reply(joined(current.tokens.slice(current.from)));
+  if (chatting()) chat.reply(said(current));
 }
+
+/* What the model wrote, as a text. */
+const said = ({ tokens, from }) => joined(tokens.slice(from).filter(token => !token.isEnd));
 
 /* What the whole text's tokens and layers say. The prompt's tokens are told about now, and those that came too fast. */
 async function inside() {
@@ -108,7 +108,8 @@ async function inside() {
 function branch(id, word) {
   const at = current.tokens.indexOf(bars.token), known = current.tokens.slice(0, at);
   if (id === current.tokens[at].id) return;
-  known[at] = { ...bars.token, id, text: word, logprob: bars.token.top.find(one => one[0] === id)[2], prompt: false };
+  const logprob = bars.token.top.find(one => one[0] === id)[2];
+  known[at] = { ...bars.token, id, text: word, logprob, prompt: false, isEnd: false };
   known.from = Math.min(current.from, at);
   const body = { ids: known.map(token => token.id), ...(translating && { source: current.source }) };
   write(body, `${visible(current.tokens[at].text)} → ${visible(word)}`, known);
@@ -124,7 +125,7 @@ function showBranches() {
       current = one;
       showBranches();
       text.show(one.tokens.slice());
-      if (chatting()) chat.reply(joined(one.tokens.slice(one.from)));
+      if (chatting()) chat.reply(said(one));
       inside();
     });
     return button;
@@ -143,6 +144,7 @@ function clear() {
   branches.length = 0;
   current = null;
   text.show([]);
+  bars.clear();
   showBranches();
   problem(null);
   $("attention").hidden = $("lens").hidden = true;
@@ -156,10 +158,10 @@ $("prompt-form").addEventListener("submit", event => {
 
 $("chat-form").addEventListener("submit", async event => {
   event.preventDefault();
-  const said = $("message").value.trim();
-  if (!said || running) return;
+  const message = $("message").value.trim();
+  if (!message || running) return;
   clear();
-  chat.say("user", said);
+  chat.say("user", message);
   $("message").value = "";
   await write({ messages: chat.messages.slice() }, "as it came");
   if (chat.messages.at(-1)?.role === "user") $("message").value = chat.unsay();
