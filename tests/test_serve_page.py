@@ -261,6 +261,27 @@ def test_a_conversation(page: Page, service: Service) -> None:
     assert page.run("document.querySelectorAll('#log li, .token').length") == 0
 
 
+def test_the_oldest_exchanges_are_forgotten(page: Page, service: Service) -> None:
+    """When the conversation and a fourth of the context, or the tokens asked for if they are fewer, do not fit."""
+    page.click("#mode-chat")
+    slide(page, temperature=0, length=10)
+    messages = []
+    for text in ("a" * 60, "b" * 60, "c" * 90):
+        page.click("#message")
+        page.type(text)
+        page.press("Enter")
+        page.wait(DONE)
+        shown = page.run("document.querySelector('#log li:last-child span').textContent")
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": shown}]
+    assert len(service.template.prompt(messages[:5])) > 256 - 10 >= len(service.template.prompt(messages[2:5]))
+    prompt = torch.from_numpy(service.template.prompt(messages[2:5]))[None]
+    reply = service.model.generate(prompt, 10, temperature=0)[0, prompt.shape[1] :].tolist()
+    assert shown == decode(service.tokenizer, reply)
+    notes = page.run("[...document.querySelectorAll('#log .note')].map(note => note.textContent)")
+    assert notes == ["The context of 256 tokens is full: the oldest exchange is forgotten."]
+    assert page.run("document.querySelectorAll('#log li').length") == 7
+
+
 def test_a_reply_that_ends(page: Page, service: Service, monkeypatch) -> None:
     """Its end is a token, but nothing that was said; a branch to it writes nothing."""
     page.click("#mode-chat")

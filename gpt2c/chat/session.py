@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt2c.chat.reply import Reply
@@ -78,12 +79,16 @@ class Session:
 
 
 def first_that_fits(
-    template: Template, system: list[dict[str, str]], turns: list[dict[str, str]], most: int, first: int = 0
+    template: Template,
+    system: Sequence[Mapping[str, str]],
+    turns: Sequence[Mapping[str, str]],
+    most: int,
+    first: int = 0,
 ) -> int:
     """From which turn on the system's message and the turns are a prompt of at most `most` tokens; the last one stays.
 
     turns: of user and assistant in turn, the last the user's. first: those before it are forgotten already.
     """
-    while first + 1 < len(turns) and len(template.prompt(system + turns[first:])) > most:
+    while first + 1 < len(turns) and len(template.prompt([*system, *turns[first:]])) > most:
         first += 2
     return first

@@ -84,7 +84,7 @@ def router(service: Service) -> APIRouter:
         if body.ids and (finish := service.ended(prompt)):
             return StreamingResponse(_nothing_written(spell, prompt, finish), media_type="text/event-stream")
         answer = service.submit(order)
-        return EventStream(_written(spell, prompt, answer), answer.close)
+        return EventStream(_written(spell, prompt, answer, order.forgotten), answer.close)
 
     @routes.post("/api/read")
     async def read(body: ReadBody, request: Request) -> dict[str, Any]:
@@ -146,13 +146,15 @@ def write_order(service: Service, body: WriteBody) -> Order:
     given = [name for name in ("text", "ids", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         raise ApiError(400, f"found {' and '.join(given) or 'nothing'}, expected one of text, ids and messages")
+    forgotten = 0
     if body.messages is not None:
-        prompt = service.encode_chat([message.model_dump() for message in body.messages])
+        prompt, forgotten = service.remember([message.model_dump() for message in body.messages], body.length)
     else:
         prompt = service.encode(body.text if body.ids is None else body.ids)
     sampling = Sampling(body.temperature, body.top_k, body.top_p, body.seed)
     room = max(1, service.context - len(prompt))
-    return Order([prompt], min(body.length or room, room), sampling, service.chat_ends(), wanted=STREAMED)
+    length = min(body.length or room, room)
+    return Order([prompt], length, sampling, service.chat_ends(), wanted=STREAMED, forgotten=forgotten)
 
 
 async def _nothing_written(spell: Callable[[int], str], prompt: Sequence[int], finish: str) -> AsyncIterator[str]:
@@ -160,9 +162,11 @@ async def _nothing_written(spell: Callable[[int], str], prompt: Sequence[int], f
     yield event({"tokens": [], "finish": finish})
 
 
-async def _written(spell: Callable[[int], str], prompt: Sequence[int], answer: Answer) -> AsyncIterator[str]:
-    """First the prompt's tokens, then new ones as they come, and why it ended."""
-    yield event(told_prompt(spell, prompt))
+async def _written(
+    spell: Callable[[int], str], prompt: Sequence[int], answer: Answer, forgotten: int
+) -> AsyncIterator[str]:
+    """First the prompt's tokens, and how many exchanges are forgotten; new ones as they come, and why it ended."""
+    yield event({**told_prompt(spell, prompt), "forgotten": forgotten})
     try:
         async for delta in answer.deltas():
             tokens = [told(spell, token) for token in (*delta.tokens, delta.end) if token is not None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from gpt2c.chat.session import RESERVED, first_that_fits
 from gpt2c.chat.template import Template
 from gpt2c.errors import UserError
 from gpt2c.model import GPT2
@@ -24,7 +25,7 @@ class Order:
     """One or several texts to write, each after its prompt of ids; text i is drawn with the seed + i.
 
     length: the most tokens of each, None for as many as the context has room for. ends: ids that end a text, besides
-    the end-of-text token. stops: strings that end it.
+    the end-of-text token. stops: strings that end it. forgotten: exchanges that a conversation's prompt leaves out.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -33,6 +34,7 @@ class Order:
     ends: frozenset[int] = frozenset()
     stops: Sequence[str] = ()
     wanted: Wanted | None = None
+    forgotten: int = 0
 
 
 @dataclass
@@ -81,6 +83,15 @@ class Service:
             return self.template.prompt(messages).tolist()
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from error
+
+    def remember(self, messages: Sequence[dict[str, str]], length: int | None) -> tuple[list[int], int]:
+        """As encode_chat, and how many exchanges, the oldest, are left out to make room for a reply."""
+        prompt = self.encode_chat(messages)
+        begin = 1 if messages[0]["role"] == "system" else 0
+        system, turns = messages[:begin], messages[begin:]
+        most = self.context - min(length or self.context, self.context // RESERVED)
+        first = first_that_fits(self.template, system, turns, most)
+        return (self.encode_chat([*system, *turns[first:]]), first // 2) if first else (prompt, 0)
 
     def chat_ends(self) -> frozenset[int]:
         """The ids that end a reply, besides the end-of-text token."""

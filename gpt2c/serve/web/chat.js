@@ -6,6 +6,7 @@ const log = $("log");
 
 export class Chat {
   messages = [];
+  forgotten = 0;
 
   say(role, content) {
     this.messages.push({ role, content });
@@ -22,14 +23,24 @@ export class Chat {
     log.scrollTop = log.scrollHeight;
   }
 
+  /* So many exchanges, the oldest, are not in the model's context any more. */
+  forgetOldest(count, context) {
+    if (count <= this.forgotten) return;
+    this.forgotten = count;
+    const what = count === 1 ? "the oldest exchange is" : `the oldest ${count} exchanges are`;
+    log.append(element("li", { className: "note" }, `The context of ${context} tokens is full: ${what} forgotten.`));
+  }
+
   /* Takes the last message back, which was not answered. */
   unsay() {
+    if (log.lastChild.className === "note") log.lastChild.remove();
     log.lastChild.remove();
     return this.messages.pop().content;
   }
 
   forget() {
     this.messages = [];
+    this.forgotten = 0;
     log.replaceChildren();
   }
 }

@@ -45,6 +45,7 @@ async function write(body, name, known = []) {
   try {
     for await (const event of events("/api/write", { ...body, ...settings }, stopping.signal)) {
       if (stopping.signal.aborted) break; // what has come already is of a text that is not shown any more
+      if (event.forgotten) chat.forgetOldest(event.forgotten, model.context);
       if (event.prompt) open(event.prompt, name, known, body.source);
       else grow(event);
     }
