@@ -306,10 +306,18 @@ def test_a_reply_that_ends(page: Page, service: Service, monkeypatch) -> None:
     assert page.run(said) == ""
 
 
-def test_what_is_gone_cannot_be_branched(page: Page) -> None:
+def test_nothing_is_shown_of_a_text_that_is_gone(page: Page) -> None:
+    """Neither alternatives to branch to nor what comes late of its attention and lens."""
+    page.run("""(fetch => window.fetch = async (path, options) => {
+        const answer = await fetch(path, options);
+        if (/attention|lens/.test(path)) await new Promise(done => (window.late ??= []).push(done));
+        return answer;
+    })(fetch)""")
     write(page, "Once")
-    page.wait(DONE)
+    page.wait("window.late?.length == 2")
     page.click("#mode-chat")
+    page.run("window.late.forEach(done => done()), new Promise(done => setTimeout(done, 50))")
+    assert page.run("document.querySelector('#attention').hidden && document.querySelector('#lens').hidden")
     assert page.run("document.querySelectorAll('#bars li').length") == 0
     assert "Write something" in page.run("document.querySelector('#bars-hint').textContent")
 

@@ -48,7 +48,7 @@ export class Attention {
       if (asked !== this.asked) return;
       Object.assign(this, { map, kind });
     } catch (error) {
-      this.tell(error);
+      if (asked === this.asked) this.tell(error);
       return;
     }
     const count = map => map.rows.length;
@@ -60,6 +60,12 @@ export class Attention {
       + (left ? ` The last ${count(this.map)} of ${text.ids.length} tokens.` : "");
     this.words();
     this.look(this.index ?? text.ids.length - 1);
+  }
+
+  /* There is no text; what has been asked for of the last one is not shown. */
+  clear() {
+    this.text = this.asked = this.map = null;
+    $("attention").hidden = true;
   }
 
   /* The token `index` of the text is looked at. */

@@ -22,7 +22,7 @@ export class Lens {
     try {
       found = await post("/api/lens", { ids });
     } catch (error) {
-      this.tell(error);
+      if (asked === this.asked) this.tell(error);
       return;
     }
     if (asked !== this.asked) return;
@@ -42,6 +42,12 @@ export class Lens {
       return element("td", { dataset: { layer, column }, style: { "--weight": `${Math.round(90 * p)}%` } }, visible(text));
     });
     return element("tr", {}, element("th", { scope: "row" }, name), ...made);
+  }
+
+  /* There is no text; what has been asked for of the last one is not shown. */
+  clear() {
+    this.asked = this.found = null;
+    $("lens").hidden = true;
   }
 
   /* The token `index` of the text is looked at. */

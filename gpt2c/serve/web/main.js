@@ -145,10 +145,9 @@ function clear() {
   branches.length = 0;
   current = null;
   text.show([]);
-  bars.clear();
+  for (const view of [bars, attention, lens]) view.clear();
   showBranches();
   problem(null);
-  $("attention").hidden = $("lens").hidden = true;
 }
 
 $("prompt-form").addEventListener("submit", event => {
