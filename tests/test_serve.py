@@ -163,6 +163,7 @@ class TestOpenAI:
             ({"prompt": ["x"] * 9, "n": 2}, "n", None),
             ({"stop": ["a"] * 5}, "stop", None),
             ({"logprobs": 2, "echo": True}, "echo", None),
+            ({"stream_options": {"include_usage": True}}, "stream_options", None),
             ({"frequency_penalty": 1.0}, "frequency_penalty", None),
             ({"extra_body": {"top_q": 1}}, "top_q", "unsupported_parameter"),
         ],
@@ -173,6 +174,10 @@ class TestOpenAI:
         error = caught.value
         assert isinstance(error, openai.NotFoundError if code == "model_not_found" else openai.BadRequestError)
         assert (error.type, error.param, error.code) == ("invalid_request_error", param, code), error.message
+
+    def test_alternatives_of_no_logprobs(self, client):
+        with pytest.raises(openai.BadRequestError, match="top_logprobs needs logprobs: true"):
+            client.chat.completions.create(model=NAME, messages=MESSAGES, top_logprobs=2)
 
     def test_wrong_roles(self, client):
         with pytest.raises(openai.BadRequestError, match="message 1 has the role 'assistant', expected 'system' or"):
@@ -228,7 +233,7 @@ class TestEngine:
             assert answer.status_code == 500 and "weights must be damaged" in answer.json()["error"]["message"]
             lines = httpx.post(f"{url}/v1/completions", json={**body, "stream": True}).text.split("\n\n")
             assert "weights must be damaged" in json.loads(lines[0].removeprefix("data: "))["error"]["message"]
-            assert service.engine.load() == (0, 0)
+            wait_until(lambda: service.engine.load() == (0, 0))  # the client may hear of it first
 
     def test_a_step_that_fails_ends_its_texts_only(self, monkeypatch):
         service = make_service()

@@ -115,6 +115,7 @@ def test_an_alternative_branches(page: Page, service: Service) -> None:
     branched = ids[:9] + [int(logits(service, ids[:9]).topk(3).indices[2])]
     page.click("#bars li:nth-child(3) button")
     page.wait(f"{DONE} && document.querySelectorAll('#branches button').length == 2")
+    assert page.run("document.activeElement.id") == "tokens"  # from which the keyboard goes on
     second = page.run(WORDS)
     assert second[:9] == first[:9] and second[9] != first[9] and len(second) == 30
     expected = service.model.generate(torch.tensor([branched]), 20, temperature=0)[0].tolist()

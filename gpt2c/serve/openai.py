@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
 
 def completion_order(service: Service, body: CompletionBody) -> Order:
     """What /v1/completions asks for. ApiError for another model, or what is not supported."""
-    _check_model(service, body.model)
+    _check(service, body)
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo with logprobs is not supported: ask for one of them", param="echo")
     if len(body.prompt) * body.n > MOST_CHOICES:
@@ -69,7 +69,9 @@ def completion_order(service: Service, body: CompletionBody) -> Order:
 
 def chat_order(service: Service, body: ChatBody) -> Order:
     """What /v1/chat/completions asks for. ApiError as above, or for a model that has not learned to chat."""
-    _check_model(service, body.model)
+    _check(service, body)
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     return Order(
         prompts=[service.encode_chat([message.model_dump() for message in body.messages])] * body.n,
         length=body.max_completion_tokens or body.max_tokens,
@@ -78,6 +80,12 @@ def chat_order(service: Service, body: ChatBody) -> Order:
         stops=body.stop,
         wanted=Wanted(body.top_logprobs) if body.logprobs else None,
     )
+
+
+def _check(service: Service, body: Body) -> None:
+    _check_model(service, body.model)
+    if body.stream_options.include_usage and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", param="stream_options")
 
 
 def _check_model(service: Service, name: str) -> None:

@@ -112,6 +112,7 @@ function branch(id, word) {
   const logprob = bars.token.top.find(one => one[0] === id)[2];
   known[at] = { ...bars.token, id, text: word, logprob, prompt: false, isEnd: false };
   known.from = Math.min(current.from, at);
+  $("tokens").focus({ preventScroll: true }); // the button that was chosen goes with its bars
   const body = { ids: known.map(token => token.id), ...(translating && { source: current.source }) };
   write(body, `${visible(current.tokens[at].text)} → ${visible(word)}`, known);
 }
