@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-PAUSE = 0.02  # nobody reads more than 50 events a second
+PAUSE = 0.04  # as often as a film changes its picture
 Item = TypeVar("Item")
 
 
