@@ -1,4 +1,4 @@
-"""`gpt2c serve`: the API as OpenAI's own client sees it, batching, limits, who may ask, and how it ends."""
+"""`gpt2c serve`: its limits, who may ask, what the page asks for, and how it ends."""
 
 from __future__ import annotations
 
@@ -24,17 +24,10 @@ import httpx  # noqa: E402, comes with openai
 from serving import NAME, make_model, make_service, serving, wait_until  # noqa: E402
 
 from gpt2c.cli import main  # noqa: E402
-from gpt2c.sampling import Sampling  # noqa: E402
-from gpt2c.serve import engine as engine_module  # noqa: E402
 from gpt2c.serve import pages  # noqa: E402
 from gpt2c.serve.app import listen  # noqa: E402
 from gpt2c.serve.errors import ApiError  # noqa: E402
 from gpt2c.serve.service import Order, Service  # noqa: E402
-from gpt2c.serve.text import TextWriter, spelled  # noqa: E402
-from gpt2c.serve.tokens import Wanted, token  # noqa: E402
-from gpt2c.tokenizer import decode, get_tokenizer  # noqa: E402
-
-MESSAGES = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who are you?"}]
 
 
 @pytest.fixture(scope="module")
@@ -47,230 +40,6 @@ def service() -> Service:
 def url(service: Service) -> Iterator[str]:
     with serving(service) as url:
         yield url
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-def expected(service: Service, prompt: str, count: int, temperature: float = 0, seed: int | None = None) -> str:
-    """What the model writes after the prompt by itself, up to an end-of-text token."""
-    ids = torch.tensor([service.encode(prompt)])
-    found = service.model.generate(ids, count, temperature, seed=seed)[0, ids.shape[1] :].tolist()
-    end = service.tokenizer.end_of_text
-    return decode(service.tokenizer, found[: found.index(end)] if end in found else found)
-
-
-class TestOpenAI:
-    def test_models(self, client):
-        assert [model.id for model in client.models.list()] == [NAME]
-        assert client.models.retrieve(NAME).owned_by == "gpt2c"
-
-    def test_completion(self, client, service):
-        answer = client.completions.create(model=NAME, prompt="Once", max_tokens=20, temperature=0)
-        assert answer.choices[0].text == expected(service, "Once", 20) and answer.choices[0].finish_reason == "length"
-        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (4, 20, 24)
-
-    def test_its_length_without_a_word(self, client):
-        assert client.completions.create(model=NAME, prompt="Once", temperature=0).usage.completion_tokens == 16
-
-    def test_ids_lists_and_several_texts(self, client, service):
-        """A seed gives the text that `gpt2c sample` writes with it, and the next text the next seed."""
-        answer = client.completions.create(
-            model=NAME, prompt=["one", "two"], max_tokens=9, n=2, seed=5, temperature=0.8
-        )
-        wanted = [expected(service, word, 9, 0.8, 5 + i) for i, word in enumerate(("one", "one", "two", "two"))]
-        assert [choice.text for choice in answer.choices] == wanted
-        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
-        ids = client.completions.create(model=NAME, prompt=list(b"one"), max_tokens=9, temperature=0)
-        assert ids.choices[0].text == expected(service, "one", 9)
-
-    def test_streaming(self, client, service):
-        options = {"model": NAME, "prompt": "Once", "max_tokens": 40, "temperature": 0, "n": 2}
-        whole = client.completions.create(**options)
-        chunks = list(client.completions.create(**options, stream=True, stream_options={"include_usage": True}))
-        for choice in whole.choices:
-            parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
-            assert "".join(part.text for part in parts) == choice.text
-            assert [part.finish_reason for part in parts if part.finish_reason] == ["length"]
-        assert chunks[-1].usage == whole.usage and not chunks[-1].choices
-
-    def test_stop_strings_and_echo(self, client, service):
-        text = expected(service, "Once", 40)
-        stop = text[10:12]
-        answer = client.completions.create(
-            model=NAME, prompt="Once", max_tokens=40, temperature=0, stop=stop, echo=True
-        ).choices[0]
-        assert answer.text == "Once" + text[: text.index(stop)] and answer.finish_reason == "stop"
-
-    def test_logprobs(self, client, service):
-        answer = client.completions.create(model=NAME, prompt="Once", max_tokens=8, seed=1, logprobs=3).choices[0]
-        told, ids = answer.logprobs, service.encode("Once")
-        for spelling, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
-            logprobs = service.model(torch.tensor([ids]))[0][0, -1].detach().log_softmax(0)
-            id = next(i for i in range(len(logprobs)) if spelled(service.tokenizer, i) == spelling)
-            assert logprob == pytest.approx(float(logprobs[id]), abs=1e-4)
-            assert sorted(top.values()) == pytest.approx(sorted(logprobs.topk(3).values.tolist()), abs=1e-4)
-            ids.append(id)
-        assert told.text_offset[0] == 0 and len(told.text_offset) == 8
-
-    def test_chat(self, client, service):
-        options = {"model": NAME, "messages": MESSAGES, "max_tokens": 30, "temperature": 0}
-        answer = client.chat.completions.create(**options, logprobs=True, top_logprobs=2).choices[0]
-        prompt = torch.from_numpy(service.template.prompt(MESSAGES))[None]
-        ids = service.model.generate(prompt, 30, temperature=0)[0, prompt.shape[1] :].tolist()
-        assert answer.message.role == "assistant" and answer.message.content == decode(service.tokenizer, ids)
-        assert [t.bytes for t in answer.logprobs.content] == [list(service.tokenizer.decode_bytes([i])) for i in ids]
-        assert all(t.top_logprobs[0].logprob == pytest.approx(t.logprob) for t in answer.logprobs.content)
-        chunks = list(client.chat.completions.create(**options, stream=True))
-        assert chunks[0].choices[0].delta.role == "assistant"
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.message.content
-
-    def test_a_reply_ends_with_its_token(self, client, service, monkeypatch):
-        """The end is neither text nor told; without a length a reply may fill the context."""
-        prompt = torch.from_numpy(service.template.prompt(MESSAGES))[None]
-        ids = service.model.generate(prompt, 20, temperature=0)[0, prompt.shape[1] :].tolist()
-        end = next(i for i in range(1, 20) if ids[i] not in ids[:i])
-        monkeypatch.setattr(Service, "chat_ends", lambda self: frozenset({ids[end]}))
-        answer = client.chat.completions.create(model=NAME, messages=MESSAGES, temperature=0, logprobs=True)
-        assert answer.choices[0].message.content == decode(service.tokenizer, ids[:end])
-        assert answer.choices[0].finish_reason == "stop" and len(answer.choices[0].logprobs.content) == end
-        monkeypatch.setattr(Service, "chat_ends", lambda self: frozenset())
-        full = client.chat.completions.create(model=NAME, messages=MESSAGES, temperature=0)
-        assert full.usage.total_tokens == service.context and full.choices[0].finish_reason == "length"
-
-    def test_end_of_text_ends(self, client, service, monkeypatch):
-        text = expected(service, "Once", 20)
-        end = next(i for i in range(1, 20) if text[i] not in text[:i])
-        monkeypatch.setattr(type(service.tokenizer.base), "end_of_text", ord(text[end]))
-        monkeypatch.setattr(service.tokenizer, "end_of_text", ord(text[end]))
-        answer = client.completions.create(model=NAME, prompt="Once", max_tokens=20, temperature=0)
-        assert answer.choices[0].text == text[:end] and answer.choices[0].finish_reason == "stop"
-
-    @pytest.mark.parametrize(
-        "changes, param, code",
-        [
-            ({"model": "gpt-4"}, "model", "model_not_found"),
-            ({"temperature": 2.5}, "temperature", None),
-            ({"max_tokens": 0}, "max_tokens", None),
-            ({"max_tokens": 300}, "max_tokens", "context_length_exceeded"),
-            ({"prompt": "x" * 256}, "prompt", "context_length_exceeded"),
-            ({"prompt": [1, 300]}, "prompt", None),
-            ({"prompt": [1, "x"]}, "prompt", None),
-            ({"n": 17}, "n", None),
-            ({"prompt": ["x"] * 9, "n": 2}, "n", None),
-            ({"stop": ["a"] * 5}, "stop", None),
-            ({"logprobs": 2, "echo": True}, "echo", None),
-            ({"stream_options": {"include_usage": True}}, "stream_options", None),
-            ({"frequency_penalty": 1.0}, "frequency_penalty", None),
-            ({"extra_body": {"top_q": 1}}, "top_q", "unsupported_parameter"),
-        ],
-    )
-    def test_mistakes(self, client, changes, param, code):
-        with pytest.raises(openai.APIStatusError) as caught:
-            client.completions.create(**{"model": NAME, "prompt": "Once", **changes})
-        error = caught.value
-        assert isinstance(error, openai.NotFoundError if code == "model_not_found" else openai.BadRequestError)
-        assert (error.type, error.param, error.code) == ("invalid_request_error", param, code), error.message
-
-    def test_alternatives_of_no_logprobs(self, client):
-        with pytest.raises(openai.BadRequestError, match="top_logprobs needs logprobs: true"):
-            client.chat.completions.create(model=NAME, messages=MESSAGES, top_logprobs=2)
-
-    def test_wrong_roles(self, client):
-        with pytest.raises(openai.BadRequestError, match="message 1 has the role 'assistant', expected 'system' or"):
-            client.chat.completions.create(model=NAME, messages=[{"role": "assistant", "content": "x"}])
-
-    def test_a_model_that_cannot_chat(self):
-        with serving(make_service(chat=False)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
-            with pytest.raises(openai.BadRequestError, match="has not learned to chat"):
-                client.chat.completions.create(model=NAME, messages=MESSAGES)
-
-
-class TestEngine:
-    def test_together_as_alone(self, client, service):
-        """Prompts of many lengths, begun at different times: each gets the text that it gets by itself."""
-        prompts = ["abcdefghij"[:n] * m for n, m in ((1, 1), (3, 1), (7, 5), (10, 12), (9, 2), (2, 30), (5, 5))]
-        ask = lambda prompt: client.completions.create(  # noqa: E731
-            model=NAME, prompt=prompt, max_tokens=100, temperature=0
-        )
-        with ThreadPoolExecutor(len(prompts)) as threads:
-            answers = list(threads.map(ask, prompts))
-        assert [answer.choices[0].text for answer in answers] == [expected(service, text, 100) for text in prompts]
-
-    @pytest.mark.parametrize("weights", ["int8", "bf16 model"])
-    def test_other_weights(self, weights):
-        service = make_service(weights="int8") if weights == "int8" else bf16_service()
-        ids = torch.tensor([list(b"Once")])
-        wanted = service.model.generate(ids, 12, temperature=0, weights=service.engine.weights)[0, 4:].tolist()
-        assert written(service, Order([ids[0].tolist()] * 3, 12, Sampling(0)))[2] == wanted
-
-    def test_more_texts_than_rows(self):
-        service = make_service(rows=2)
-        prompts = [list(b"abcdef"[: i + 1]) for i in range(6)]
-        found = written(service, Order(prompts, 10, Sampling(0)))
-        ids = [service.model.generate(torch.tensor([prompt]), 10, temperature=0)[0] for prompt in prompts]
-        assert found == [row[len(prompt) :].tolist() for row, prompt in zip(ids, prompts, strict=True)]
-
-    def test_long_prompts_are_read_in_pieces(self, monkeypatch):
-        """While another text goes on."""
-        monkeypatch.setattr(engine_module, "PIECE", 4)
-        service = make_service()
-        prompts = [list(range(40, 40 + n)) for n in (1, 3, 4, 5, 8, 9, 13)]
-        found = written(service, Order(prompts, 6, Sampling(0)))
-        ids = [service.model.generate(torch.tensor([prompt]), 6, temperature=0)[0] for prompt in prompts]
-        assert found == [row[len(prompt) :].tolist() for row, prompt in zip(ids, prompts, strict=True)]
-
-    def test_damaged_weights(self):
-        service = make_service()
-        with torch.no_grad():
-            service.model.h[1].mlp.c_fc.weight[3, 5] = torch.nan
-        with serving(service) as url:
-            body = {"model": NAME, "prompt": "x"}
-            answer = httpx.post(f"{url}/v1/completions", json=body)
-            assert answer.status_code == 500 and "weights must be damaged" in answer.json()["error"]["message"]
-            lines = httpx.post(f"{url}/v1/completions", json={**body, "stream": True}).text.split("\n\n")
-            assert "weights must be damaged" in json.loads(lines[0].removeprefix("data: "))["error"]["message"]
-            wait_until(lambda: service.engine.load() == (0, 0))  # the client may hear of it first
-
-    def test_a_step_that_fails_ends_its_texts_only(self, monkeypatch):
-        service = make_service()
-        good, calls = service.engine._step, []
-
-        def step(rows):
-            calls.append(rows)
-            if len(calls) == 3:
-                raise RuntimeError("out of luck")
-            return good(rows)
-
-        monkeypatch.setattr(service.engine, "_step", step)
-        with serving(service) as url:
-            body = {"model": NAME, "prompt": "x"}
-            answer = httpx.post(f"{url}/v1/completions", json=body)
-            assert answer.status_code == 500 and "out of luck" in answer.json()["error"]["message"]
-            assert httpx.post(f"{url}/v1/completions", json=body).status_code == 200
-
-
-def bf16_service() -> Service:
-    service = make_service()
-    model = make_model(service.tokenizer.vocab_size).to(torch.bfloat16)
-    return Service(NAME, model, service.tokenizer, None, engine_module.Engine(model))
-
-
-def written(service: Service, order: Order) -> list[list[int]]:
-    """The ids that an order's texts get."""
-
-    async def write() -> list[list[int]]:
-        answer = service.submit(order)
-        service.engine.start()
-        return [[token.id for token in text.tokens] for text in await answer.whole()]
-
-    try:
-        return asyncio.run(write())
-    finally:
-        service.engine.stop()
 
 
 class TestLimits:
@@ -442,43 +211,6 @@ class TestPage:
         ]:
             answer = httpx.post(f"{url}/api/{path}", json=body)
             assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
-
-
-class TestText:
-    def test_stop_strings_however_the_text_is_cut(self):
-        """Bytes come one by one: nothing of a stop string is ever given, and nothing before it is lost."""
-        tokenizer = get_tokenizer("bytes")
-        for text, stops, wanted in [
-            ("abcabd", ["abd"], "abc"),
-            ("aaab", ["aab"], "a"),
-            ("abc", ["c", "b"], "a"),
-            ("a€b", ["€"], "a"),
-            ("abab", ["abc"], "abab"),
-            ("ab", [], "ab"),
-            ("a\xe2"[:2], ["\ufffd\ufffd"], "aâ"),
-        ]:
-            writer = TextWriter(tokenizer, stops)
-            given = "".join(map(writer.feed, text.encode())) + writer.finish()
-            assert (given, writer.stopped) == (wanted, wanted != text), text
-
-    def test_an_unfinished_character(self):
-        writer = TextWriter(get_tokenizer("bytes"), ["x"])
-        assert writer.feed(0xE2) == "" and writer.finish() == "\ufffd"
-        assert spelled(get_tokenizer("bytes"), 0xE2) == "\\xe2" and spelled(get_tokenizer("bytes"), 65) == "A"
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
-def test_the_rest_stands_for_all_tokens_not_named(temperature):
-    """The probabilities of the named ones at any temperature, from what the page gets, against all logits."""
-    logits = 3 * torch.randn(5000)
-    told = token(7, logits, Wanted(top=40, rest=True))
-    low, high, counts = told.rest.low, told.rest.high, torch.tensor(told.rest.counts)
-    assert int(counts.sum()) == 4960 and told.logprob == pytest.approx(float(logits.log_softmax(0)[7]), abs=1e-5)
-    ids, named = zip(*told.top, strict=True)
-    centres = low + (torch.arange(len(counts)) + 0.5) * (high - low) / len(counts)
-    named = (torch.tensor(named) / temperature).exp()
-    whole = named.sum() + (counts * (centres / temperature).exp()).sum()
-    assert torch.allclose(named / whole, (logits / temperature).softmax(0)[list(ids)], rtol=0.01)
 
 
 class TestCommand:
