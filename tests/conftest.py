@@ -22,10 +22,10 @@ GPU = "cuda"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backends",
-        choices=("all", "sanitized", "gpu"),
-        default="all",
-        help="all: every ISA of this machine, NEON under qemu where it and the cross compiler are installed, "
-        "and CUDA's kernels on the emulator, and on a GPU where there is one; "
+        choices=("here", "neon", "sanitized", "gpu"),
+        default="here",
+        help="here: every ISA of this machine, and CUDA's kernels on the emulator, and on a GPU where there is one; "
+        "neon: NEON under qemu, which with the cross compiler must be installed; "
         "sanitized: kernels built with AddressSanitizer and UndefinedBehaviorSanitizer; gpu: the GPU alone",
     )
 
@@ -33,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--backends") == "gpu" and on_gpu.gpu_problem():
         raise pytest.UsageError(f"--backends gpu: no GPU to run on: {on_gpu.gpu_problem()}")
+    if config.getoption("--backends") == "neon" and not remote.can_emulate_neon():
+        raise pytest.UsageError("--backends neon: qemu-user or g++-aarch64-linux-gnu is missing")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,9 +42,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     isas = _native.available_isas()
     gpu = [GPU] * (not on_gpu.gpu_problem())
-    here = [f"cpu-{isa}" for isa in isas] + [NEON] * remote.can_emulate_neon()
     emulated = [EMULATED, EMULATED_SM75] * bool(emulation.cuda_headers())
-    sets = {"all": here + emulated + gpu, "sanitized": [f"sanitized-{isa}" for isa in isas], "gpu": gpu}
+    sets = {
+        "here": [f"cpu-{isa}" for isa in isas] + emulated + gpu,
+        "neon": [NEON],
+        "sanitized": [f"sanitized-{isa}" for isa in isas],
+        "gpu": gpu,
+    }
     names = sets[metafunc.config.getoption("--backends")]
     metafunc.parametrize("backend", names, indirect=True)
 
@@ -109,7 +115,6 @@ def _same_start() -> Iterator[None]:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    neon = "NEON under qemu" if remote.can_emulate_neon() else "no NEON (qemu-user or g++-aarch64-linux-gnu missing)"
     cuda = "CUDA on the emulator" if emulation.cuda_headers() else "no CUDA (its headers are missing)"
     gpu = f"no GPU ({on_gpu.gpu_problem()})" if on_gpu.gpu_problem() else f"GPU {torch.cuda.get_device_name()}"
-    return f"gpt2c: torch {torch.__version__}, ISAs {', '.join(_native.available_isas())}, {neon}, {cuda}, {gpu}"
+    return f"gpt2c: torch {torch.__version__}, ISAs {', '.join(_native.available_isas())}, {cuda}, {gpu}"
