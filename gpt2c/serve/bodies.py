@@ -25,6 +25,14 @@ class Sampled(Strict):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 
+class Head(Strict):
+    """What the page says of an attention to look at: one head, counted from 0, of one of the model's kinds."""
+
+    kind: str
+    layer: int = Field(ge=0)
+    head: int = Field(ge=0)
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False

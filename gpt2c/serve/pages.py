@@ -13,7 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import Field
 
 from gpt2c.sampling import Sampling
-from gpt2c.serve.bodies import Id, Message, Sampled, Strict
+from gpt2c.serve.bodies import Head, Id, Message, Sampled, Strict
 from gpt2c.serve.engine import Full, Stopped
 from gpt2c.serve.errors import ApiError, too_many
 from gpt2c.serve.openai import event
@@ -54,12 +54,8 @@ class ReadBody(TextBody):
     positions: list[Annotated[int, Field(ge=1)]] = Field(max_length=MOST_READ)
 
 
-class AttentionBody(TextBody):
-    """POST /api/attention: one head, counted from 0, of one of the model's kinds of attention."""
-
-    kind: str
-    layer: int = Field(ge=0)
-    head: int = Field(ge=0)
+class AttentionBody(TextBody, Head):
+    """POST /api/attention."""
 
 
 def router(service: Service) -> APIRouter:
@@ -96,7 +92,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/api/attention")
     async def attention(body: AttentionBody, request: Request) -> dict[str, Any]:
-        find_kind(kinds, body.kind, body.layer, body.head)
+        check_head(kinds, body)
         look = partial(Reading.attention, layer=body.layer, head=body.head)
         return told_map(spell, await inside(request, body, look))
 
@@ -202,9 +198,7 @@ def told_map(spell: Callable[[int], str], found: AttentionMap) -> dict[str, Any]
     }
 
 
-def find_kind(kinds: Sequence[MapKind], name: str, layer: int, head: int) -> MapKind:
-    """The kind of that name. ApiError if there is none, or it has no such layer or head."""
-    for kind in kinds:
-        if kind.name == name and layer < kind.layers and head < kind.heads:
-            return kind
-    raise ApiError(400, f"there is no head {head} of layer {layer} of {name!r}")
+def check_head(kinds: Sequence[MapKind], asked: Head) -> None:
+    """ApiError if no kind has the name, or it has no such layer or head."""
+    if not any(kind.name == asked.kind and asked.layer < kind.layers and asked.head < kind.heads for kind in kinds):
+        raise ApiError(400, f"there is no head {asked.head} of layer {asked.layer} of {asked.kind!r}")

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from gpt2c.errors import UserError
 from gpt2c.generate import sample
-from gpt2c.serve.bodies import Id, Sampled, Strict
+from gpt2c.serve.bodies import Head, Id, Sampled, Strict
 from gpt2c.serve.errors import ApiError, error_body, too_many
 from gpt2c.serve.openai import event
-from gpt2c.serve.pages import WANTED, find_kind, told, told_map, told_prompt
+from gpt2c.serve.pages import WANTED, check_head, told, told_map, told_prompt
 from gpt2c.serve.responses import EventStream
 from gpt2c.serve.tokens import Token, token
 from gpt2c.serve.view import AttentionMap, MapKind
@@ -43,12 +43,8 @@ class TranslateBody(Pair, Sampled):
     """POST /api/write: until END, or as long as a target may be; after END nothing is written."""
 
 
-class LookBody(Pair):
-    """POST /api/attention: one head, counted from 0, of one of the kinds of attention."""
-
-    kind: str
-    layer: int = Field(ge=0)
-    head: int = Field(ge=0)
+class LookBody(Pair, Head):
+    """POST /api/attention."""
 
 
 @dataclass
@@ -141,8 +137,8 @@ def router(served: Translations) -> APIRouter:
 
     @routes.post("/api/attention")
     async def attention(body: LookBody) -> dict[str, Any]:
-        kind = find_kind(kinds, body.kind, body.layer, body.head)
-        look = partial(served.look, *served.encode(body), kind.name, body.layer, body.head)
+        check_head(kinds, body)
+        look = partial(served.look, *served.encode(body), body.kind, body.layer, body.head)
         served.enter()
         try:
             return told_map(served.spell, await served.on_thread(look))
