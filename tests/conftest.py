@@ -1,8 +1,12 @@
-"""The `backend` fixture: an op test runs once for every build of the kernels that can run here."""
+"""The `backend` fixture: an op test runs once for every build of the kernels that can run here.
+
+And `service` and `url`, the server of the tests of gpt2c serve.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import emulation
 import on_gpu
@@ -11,6 +15,9 @@ import remote
 import torch
 
 from gpt2c import _native
+
+if TYPE_CHECKING:
+    from gpt2c.serve.service import Service
 
 THREADS = 2
 NEON = "cpu-neon-qemu"
@@ -95,6 +102,23 @@ def backend(
         servers[name].patch(monkeypatch)
     yield name
     _native.set_isa("")
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    from serving import make_service  # needs the extra `serve`, which the tests that ask for it look for first
+
+    torch.set_num_threads(1)
+    return make_service()
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> Iterator[str]:
+    """The address of the running server of the module's `service`."""
+    from serving import serving
+
+    with serving(service) as url:
+        yield url
 
 
 def start_server(name: str) -> remote.Remote:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,19 +26,7 @@ from gpt2c.cli import main  # noqa: E402
 from gpt2c.serve import pages  # noqa: E402
 from gpt2c.serve.app import listen  # noqa: E402
 from gpt2c.serve.errors import ApiError  # noqa: E402
-from gpt2c.serve.service import Order, Service  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def service() -> Service:
-    torch.set_num_threads(1)
-    return make_service()
-
-
-@pytest.fixture(scope="module")
-def url(service: Service) -> Iterator[str]:
-    with serving(service) as url:
-        yield url
+from gpt2c.serve.service import Order  # noqa: E402
 
 
 class TestLimits:

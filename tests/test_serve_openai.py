@@ -21,18 +21,6 @@ from gpt2c.tokenizer import decode  # noqa: E402
 MESSAGES = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who are you?"}]
 
 
-@pytest.fixture(scope="module")
-def service() -> Service:
-    torch.set_num_threads(1)
-    return make_service()
-
-
-@pytest.fixture(scope="module")
-def url(service: Service) -> Iterator[str]:
-    with serving(service) as url:
-        yield url
-
-
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

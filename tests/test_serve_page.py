@@ -13,7 +13,7 @@ from browser import Page, browsing, needs_chromium
 pytest.importorskip("fastapi", reason="the package fastapi is not installed")
 pytest.importorskip("uvicorn", reason="the package uvicorn is not installed")
 
-from serving import make_service, serving  # noqa: E402
+from serving import make_service  # noqa: E402
 
 from gpt2c.generate import _nucleus  # noqa: E402
 from gpt2c.serve.service import Service  # noqa: E402
@@ -34,12 +34,6 @@ def service() -> Service:
     step = service.engine._step
     service.engine._step = lambda rows: (time.sleep(0.005), step(rows))[1]  # type: ignore[method-assign]
     return service
-
-
-@pytest.fixture(scope="module")
-def url(service: Service) -> Iterator[str]:
-    with serving(service) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
