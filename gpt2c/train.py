@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gpt2c import _native
+from gpt2c.busy import Neighbours
 from gpt2c.chat.dataset import ChatDataset
 from gpt2c.chat.reply import sample_reply
 from gpt2c.data import Batch
@@ -90,6 +91,7 @@ def opened(config: TrainConfig, resume: bool, group: Processes) -> Iterator[Trai
 
 def run_steps(t: Training, stop: StopSignal, progress: Progress) -> int | None:
     """All steps that are left; returns the signal that ended them early."""
+    neighbours = Neighbours() if t.processes.world == 1 else None  # of several ranks each is another's neighbour
     while t.step < t.config.steps:
         with batches_from(t) as batches:
             while t.step < t.config.steps:
@@ -97,6 +99,8 @@ def run_steps(t: Training, stop: StopSignal, progress: Progress) -> int | None:
                     break  # back at a checkpoint: other data come next
                 signal = agreed(t, stop)
                 after_step(t, progress, signal)
+                if neighbours and (note := neighbours.note()):
+                    progress.note(note)
                 if signal is not None:
                     t.processes.first_does(t.run.draw_curve)
                     return signal
