@@ -23,7 +23,8 @@ PEERS += tokenizers transformers uvicorn wandb zstandard
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	@$(BIN)/gpt2c train --recipe demo --data "$(TEXT)" --out "runs/demo-$$(date +%Y%m%d-%H%M%S)"
+	@out=runs/demo; [ ! -e $$out ] || out=$$out-$$(date +%Y%m%d-%H%M%S); \
+		$(BIN)/gpt2c train --recipe demo --data "$(TEXT)" --out $$out
 
 test: .venv/installed-test
 	@$(BIN)/pytest

@@ -53,9 +53,10 @@ def run(*command: str | Path, timeout: float) -> tuple[int, str]:
 
 
 def install(timeout: float) -> tuple[int, str]:
-    """Builds and installs this checkout with CUDA kernels; an error where there is no nvcc."""
+    """Builds and installs this checkout with CUDA kernels, and pytest for its tests; packages that are there already
+    stay as they are. An error where there is no nvcc."""
     define = "cmake.define.GPT2C_CUDA=ON"
-    return run(sys.executable, "-m", "pip", "install", "--no-deps", "-C", define, ".", timeout=timeout)
+    return run(sys.executable, "-m", "pip", "install", "-C", define, ".", "pytest", timeout=timeout)
 
 
 def pytest_command(module: str) -> list[str]:

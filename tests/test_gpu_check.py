@@ -231,3 +231,9 @@ def test_after_a_build_the_check_begins_anew(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(subprocess, "call", lambda command: started.append(command) or 7)
     assert gpu_check.main(["--build", "--repeats", "3"]) == 7
     assert started[0][2:] == ["--repeats", "3"]
+
+
+def test_packages_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(gpu_check, "NEEDED", ("gpt2c", "no_such_package"))
+    assert gpu_check.main([]) == 2
+    assert "has no no_such_package: --build installs what is missing" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.errors import UserError
+from gpt2c.program import program
 from gpt2c.tokenizer import END_OF_TEXT, AddedTokens, Tokenizer, base_of, get_tokenizer
 from gpt2c.tokenizer.base import utf8
 from gpt2c.tokenizer.files import TOKENIZER
@@ -108,7 +109,9 @@ def require_template(tokenizer: Tokenizer, model: str) -> Template:
     """The template of the model of that name; UserError if it has not learned to chat."""
     template = template_of(tokenizer)
     if template is None:
-        raise UserError(f"{model} has not learned to chat: fine-tune it on conversations, gpt2c sft --init {model}")
+        raise UserError(
+            f"{model} has not learned to chat: fine-tune it on conversations, {program()} sft --init {model}"
+        )
     return template
 
 

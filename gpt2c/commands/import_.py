@@ -12,6 +12,7 @@ import tyro
 from gpt2c.errors import UserError
 from gpt2c.formats import hf, llmc
 from gpt2c.load import tokenizer_of
+from gpt2c.program import program
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Import:
         name = shlex.quote(str(self.out))
         print(
             f"{self.out}: a GPT-2 of {model.num_parameters():,} parameters with the tokenizer {tokenizer.name}; "
-            f"use it: gpt2c sample {name}, or gpt2c train --init {name} --context {model.config.n_positions} --data ..."
+            f"use it: {program()} sample {name}, or "
+            f"{program()} train --init {name} --context {model.config.n_positions} --data ..."
         )
         return 0

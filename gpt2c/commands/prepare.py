@@ -14,6 +14,7 @@ from tqdm import tqdm
 from gpt2c.data.encode import cores
 from gpt2c.data.prepare import Settings, prepare
 from gpt2c.errors import UserError
+from gpt2c.program import program
 
 
 @dataclass(frozen=True)
@@ -61,5 +62,6 @@ class Prepare:
             print(f"nothing to do: {self.out} is complete")
         count = f"{done.tokens:,} tokens in {len(done.shards)} shards"
         print(f"{done.documents:,} documents, {done.bytes:,} bytes, {count}")
-        print(f"train on it: gpt2c train --data {shlex.quote(str(self.out))} --tokenizer {shlex.quote(self.tokenizer)}")
+        out, tokenizer = shlex.quote(str(self.out)), shlex.quote(self.tokenizer)
+        print(f"train on it: {program()} train --data {out} --tokenizer {tokenizer}")
         return 0

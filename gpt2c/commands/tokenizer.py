@@ -12,6 +12,7 @@ import tyro
 
 from gpt2c.data.inputs import open_inputs
 from gpt2c.errors import UserError
+from gpt2c.program import program
 from gpt2c.tokenizer import get_tokenizer, save_tokenizer
 from gpt2c.tokenizer.learn import learn
 
@@ -48,7 +49,7 @@ class Tokenizer:
         rates = {"this": tokenizer, "gpt2": get_tokenizer("gpt2"), "bytes": get_tokenizer("bytes")}
         shown = (f"{size / len(of.encode(sample)):.2f} ({name}, {of.vocab_size:,} ids)" for name, of in rates.items())
         print(f"bytes a token on the texts' first {size / 1e6:.1f} MB: {', '.join(shown)}")
-        print(f"use it: gpt2c prepare or gpt2c train with --tokenizer {shlex.quote(str(self.out))}")
+        print(f"use it: {program()} prepare or {program()} train with --tokenizer {shlex.quote(str(self.out))}")
         return 0
 
     def _texts(self, head: list[str]) -> Iterator[str]:
