@@ -17,7 +17,7 @@ DOCS := latex2mathml mkdocs mkdocs-material
 
 # What the tests read our files with, and the packages of the extras.
 PEERS := datasets fastapi gguf jinja2 $(DOCS) lm_eval onnx onnxruntime openai peft plotly pyarrow tensorboard
-PEERS += tokenizers transformers uvicorn wandb zstandard
+PEERS += tenacity tokenizers transformers uvicorn wandb zstandard
 
 .PHONY: demo test lint bench docs clean
 .DELETE_ON_ERROR:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
+from gpt2c.load import load_model
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import get_tokenizer
 
@@ -106,6 +108,48 @@ def test_a_stop_string_ends_the_text(ours: object) -> None:
     settings = {"max_gen_toks": 8, "until": stop}
     (cut,) = ours.generate_until(requests("generate_until", [("The sun", settings)]), disable_tqdm=True)
     assert cut == whole[: whole.find(stop)]
+
+
+FITTING = [PAIRS[0], PAIRS[1], PAIRS[3], ("The moon", ""), ("a b", " c d e")]  # in the context that lm-eval leaves
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """Of `gpt2c serve` with the same model."""
+    pytest.importorskip("uvicorn", reason="the package uvicorn is not installed")
+    from serving import NAME, serving
+
+    from gpt2c.serve.engine import Engine
+    from gpt2c.serve.service import Service
+
+    model, tokenizer, _ = load_model(str(folder))
+    with serving(Service(NAME, model, tokenizer, None, Engine(model))) as url:
+        yield f"{url}/v1/completions"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 3}, {"batch_size": 2, "num_concurrent": 2}, {"tokenized_requests": False}], ids=str
+)
+def test_local_completions_score_against_the_server(
+    address: str, ours: object, theirs: object, monkeypatch: pytest.MonkeyPatch, options: dict
+) -> None:
+    pytest.importorskip("tenacity", reason="the package tenacity is not installed")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: theirs.tokenizer)
+    lm = LocalCompletionsAPI(
+        model="tiny", base_url=address, tokenizer="here", tokenizer_backend="huggingface", max_length=CONTEXT, **options
+    )
+    # As text, nothing before a pair is spelled <|endoftext|>, which is ordinary text to the server.
+    pairs = FITTING if "tokenized_requests" not in options else [pair for pair in FITTING if pair[0]]
+    asked = requests("loglikelihood", pairs)
+    found, expected = (one.loglikelihood(asked, disable_tqdm=True) for one in (lm, ours))
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], rel=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    settings = {"until": ["\n\n", *"abcdef"], "max_gen_toks": 8, "do_sample": False}
+    asked = requests("generate_until", [(text, settings) for text in ("The sun is", "one two three", "x")])
+    found, expected = (one.generate_until(asked, disable_tqdm=True) for one in (lm, ours))
+    assert found == expected and any(found)
 
 
 def test_the_command_runs_a_task(

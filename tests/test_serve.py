@@ -23,6 +23,7 @@ import httpx  # noqa: E402, comes with openai
 from serving import NAME, make_model, make_service, serving, wait_until  # noqa: E402
 
 from gpt2c.cli import main  # noqa: E402
+from gpt2c.commands.serve import Serve  # noqa: E402
 from gpt2c.serve import pages  # noqa: E402
 from gpt2c.serve.app import listen  # noqa: E402
 from gpt2c.serve.errors import ApiError  # noqa: E402
@@ -211,6 +212,14 @@ class TestCommand:
     def test_no_port(self, capsys, port):
         assert main(["serve", "no-model", f"--port={port}"]) == 2
         assert f"cannot listen on port {port} of 127.0.0.1" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("given", [".", "../run", "../run/", "sub/.."])
+    def test_a_name_for_every_path(self, tmp_path: Path, monkeypatch, given):
+        make_model(257).save_pretrained(tmp_path / "run")
+        (tmp_path / "run" / "sub").mkdir()
+        monkeypatch.chdir(tmp_path / "run")
+        with Serve(given)._site() as site:
+            assert site.name == "run"
 
     def test_no_model(self, capsys):
         assert main(["serve", "no/such/model", "--port=0"]) == 2

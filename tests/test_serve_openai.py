@@ -14,8 +14,11 @@ openai = pytest.importorskip("openai", reason="the package openai is not install
 
 from serving import NAME, make_service, serving  # noqa: E402
 
+from gpt2c.serve import engine, forms  # noqa: E402
+from gpt2c.serve.forms import CompletionForm  # noqa: E402
 from gpt2c.serve.service import Service  # noqa: E402
 from gpt2c.serve.text import spelled  # noqa: E402
+from gpt2c.serve.tokens import Token  # noqa: E402
 from gpt2c.tokenizer import decode  # noqa: E402
 
 MESSAGES = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who are you?"}]
@@ -84,9 +87,69 @@ class TestOpenAI:
             logprobs = service.model(torch.tensor([ids]))[0][0, -1].detach().log_softmax(0)
             id = next(i for i in range(len(logprobs)) if spelled(service.tokenizer, i) == spelling)
             assert logprob == pytest.approx(float(logprobs[id]), abs=1e-4)
-            assert sorted(top.values()) == pytest.approx(sorted(logprobs.topk(3).values.tolist()), abs=1e-4)
+            likeliest = {*logprobs.topk(3).values.tolist(), float(logprobs[id])}  # the drawn one is told, too
+            assert sorted(top.values()) == pytest.approx(sorted(likeliest), abs=1e-4)
             ids.append(id)
         assert told.text_offset[0] == 0 and len(told.text_offset) == 8
+
+    @pytest.mark.parametrize("new", [0, 3])
+    def test_logprobs_of_the_prompt(self, client, service, new, monkeypatch):
+        """Whole and streamed, of texts and of ids, longer and shorter than a piece of a prompt, or than one token."""
+        monkeypatch.setattr(engine, "PIECE", 4)
+        prompts = ["O", "Onc", "Once", "Once€", "Once upon"]
+        options = {"model": NAME, "temperature": 0, "max_tokens": new, "echo": True, "logprobs": 2}
+        for given in (prompts, [service.encode(prompt) for prompt in prompts]):
+            choices = client.completions.create(**options, prompt=given).choices
+            for choice, prompt in zip(choices, prompts, strict=True):
+                self.check_scores(service, choice, prompt, new)
+        whole = client.completions.create(**options, prompt="Once upon").choices[0]
+        parts = [c.choices[0] for c in client.completions.create(**options, prompt="Once upon", stream=True)]
+        assert "".join(part.text for part in parts) == whole.text
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            found = [one for part in parts for one in getattr(part.logprobs, name)]
+            assert found == getattr(whole.logprobs, name)
+
+    def check_scores(self, service, choice, prompt, new):
+        told, count = choice.logprobs, len(prompt.encode())
+        ids = service.model.generate(torch.tensor([service.encode(prompt)]), new, temperature=0)
+        logprobs = service.model(ids)[0][0].detach().log_softmax(-1)
+        assert choice.text == prompt + expected(service, prompt, new) and choice.finish_reason == "length"
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None and len(told.tokens) == count + new
+        wanted = logprobs[torch.arange(count + new - 1), ids[0, 1:]].tolist()
+        assert told.token_logprobs[1:] == pytest.approx(wanted, abs=1e-4)
+        best = logprobs[:-1].amax(-1).tolist()
+        assert [max(top.values()) for top in told.top_logprobs[1:]] == pytest.approx(best, abs=1e-4)
+        starts = [len(prompt.encode()[:i].decode(errors="ignore")) for i in range(count)]
+        assert told.text_offset[:count] == starts
+
+    def test_a_prompt_that_fills_the_context_is_scored(self, client, service):
+        ids = [i % 256 for i in range(service.context)]
+        answer = client.completions.create(model=NAME, prompt=ids, max_tokens=0, echo=True, logprobs=0)
+        logprobs = service.model(torch.tensor([ids]))[0][0].detach().log_softmax(-1)
+        wanted = logprobs[torch.arange(255), ids[1:]].tolist()
+        assert answer.choices[0].logprobs.token_logprobs[1:] == pytest.approx(wanted, abs=1e-4)
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (256, 0)
+
+    def test_tokens_that_are_spelled_alike(self, service, monkeypatch):
+        """A byte that is no text, and a token of the four characters that it is told as: the likelier is told."""
+        form = CompletionForm(NAME, service.tokenizer, [""], True)
+        monkeypatch.setattr(forms, "spelled", lambda tokenizer, id: "a" if id == 5 else chr(id))
+        assert form._top(Token(66, -3.0, ((97, -1.0), (5, -2.0)))) == {"a": -1.0, "B": -3.0}
+
+    def test_no_prompt(self, client, service):
+        """Nothing, in every spelling, is the beginning of a text, which is not the caller's."""
+        begin = torch.tensor([[service.tokenizer.end_of_text]])
+        text = decode(service.tokenizer, service.model.generate(begin, 9, temperature=0)[0, 1:].tolist())
+        for prompt in ("", [""], [[]], None):
+            answer = client.completions.create(model=NAME, prompt=prompt, max_tokens=9, temperature=0, echo=True)
+            assert answer.choices[0].text == text
+        options = {"model": NAME, "prompt": "", "max_tokens": 0, "echo": True, "logprobs": 1}
+        assert client.completions.create(**options).choices[0].logprobs.tokens == []
+
+    def test_a_length_that_is_not_asked_for_is_what_fits(self, client):
+        """Of several prompts each has its own."""
+        answer = client.completions.create(model=NAME, prompt=["x" * 250, "x" * 230, "x" * 255], temperature=0)
+        assert answer.usage.completion_tokens == 6 + 16 + 1
 
     def test_chat(self, client, service):
         options = {"model": NAME, "messages": MESSAGES, "max_tokens": 30, "temperature": 0}
@@ -120,23 +183,26 @@ class TestOpenAI:
         monkeypatch.setattr(service.tokenizer, "end_of_text", ord(text[end]))
         answer = client.completions.create(model=NAME, prompt="Once", max_tokens=20, temperature=0)
         assert answer.choices[0].text == text[:end] and answer.choices[0].finish_reason == "stop"
+        told = client.completions.create(model=NAME, prompt="Once", max_tokens=20, temperature=0, logprobs=0)
+        assert len(told.choices[0].logprobs.tokens) == end + 1 == told.usage.completion_tokens
+
+    def test_usage_counts_a_prompt_once(self, client):
+        usage = client.completions.create(model=NAME, prompt=["abc", "d"], n=3, max_tokens=1).usage
+        assert (usage.prompt_tokens, usage.completion_tokens) == (4, 6)
 
     @pytest.mark.parametrize(
         "changes, param, code",
         [
             ({"model": "gpt-4"}, "model", "model_not_found"),
             ({"temperature": 2.5}, "temperature", None),
-            ({"max_tokens": 0}, "max_tokens", None),
             ({"max_tokens": 300}, "max_tokens", "context_length_exceeded"),
             ({"prompt": "x" * 256}, "prompt", "context_length_exceeded"),
             ({"prompt": [1, 300]}, "prompt", None),
             ({"prompt": [1, "x"]}, "prompt", None),
             ({"n": 17}, "n", None),
-            ({"prompt": ["x"] * 9, "n": 2}, "n", None),
-            ({"stop": ["a"] * 5}, "stop", None),
-            ({"logprobs": 2, "echo": True}, "echo", None),
-            ({"stream_options": {"include_usage": True}}, "stream_options", None),
-            ({"frequency_penalty": 1.0}, "frequency_penalty", None),
+            ({"prompt": ["x"] * 13, "n": 5}, "n", None),
+            ({"stop": ["a"] * 65}, "stop", None),
+            ({"frequency_penalty": 1.0}, "frequency_penalty", "unsupported_value"),
             ({"extra_body": {"top_q": 1}}, "top_q", "unsupported_parameter"),
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,10 +57,11 @@ class Serve:
         from gpt2c.serve.translation import Translations
 
         path = Path(self.model)
+        name = os.path.basename(os.path.abspath(path)) or "model"  # of "." and "..", too
         if Translator.is_in(path):
             if self.weights != "fp32":
                 raise UserError(f"--weights {self.weights} is for GPT-2; {path} is an encoder-decoder, small as it is")
-            yield translator_site(Translations(path.name, Translator.load(path)))
+            yield translator_site(Translations(name, Translator.load(path)))
             return
         model, tokenizer, _ = load_model(self.model)
         try:
@@ -68,6 +70,6 @@ class Serve:
             raise UserError(str(error)) from error
         engine.start()
         try:
-            yield gpt2_site(Service(path.name, model, tokenizer, template_of(tokenizer), engine))
+            yield gpt2_site(Service(name, model, tokenizer, template_of(tokenizer), engine))
         finally:
             engine.stop()

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 
 from gpt2c.errors import UserError, reason
 from gpt2c.serve import openai, pages, static, translation
@@ -47,6 +48,8 @@ def create_app(site: Site, most_bytes: int = MOST_BYTES) -> FastAPI:
     app = FastAPI(title="gpt2c", docs_url=None, redoc_url=None, openapi_url=None)
     for router in (static.router(), *site.routers):
         app.include_router(router)
+    paths = [route.path for router in site.routers for route in router.routes if isinstance(route, APIRoute)]
+    app.state.paths = ["/", *(path for path in paths if path.startswith("/v1/") and "{" not in path)]
     add_handlers(app)
     app.add_middleware(Guard, most_bytes=most_bytes)
     return app
@@ -71,7 +74,12 @@ class Server(uvicorn.Server):
     """Ends with its first SIGINT or SIGTERM: texts that are being written end there, and their clients are told."""
 
     def __init__(self, site: Site, **app: Any) -> None:
-        super().__init__(uvicorn.Config(create_app(site, **app), log_level="warning", timeout_graceful_shutdown=5))
+        # Clients keep idle connections for some seconds: a server that closes them first loses their next request.
+        super().__init__(
+            uvicorn.Config(
+                create_app(site, **app), log_level="warning", timeout_graceful_shutdown=5, timeout_keep_alive=75
+            )
+        )
         self._interrupt = site.interrupt
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -45,11 +45,22 @@ class Finish:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Tokens of a prompt in their order, with what the model said of each; of the first it says nothing."""
+
+    tokens: Sequence[Token]
+
+
+Item = Token | Scored | Finish
+
+
 @dataclass(eq=False)
 class Job:
-    """A text to write: `prompt`, at least one id, followed by at most `length` more, at least one.
+    """A text to write: `prompt`, at least one id, followed by at most `length` more.
 
-    ends: ids after which it ends. Tokens, and then a Finish, come to `outbox` with the job's `index`.
+    ends: ids after which it ends. scored: whether the prompt's tokens are told, too, as `wanted`. Scored, Tokens, and
+    then a Finish come to `outbox` with the job's `index`.
     """
 
     index: int
@@ -58,7 +69,8 @@ class Job:
     sampling: Sampling
     ends: frozenset[int]
     wanted: Wanted | None
-    outbox: Outbox[tuple[int, Token | Finish]]
+    outbox: Outbox[tuple[int, Item]]
+    scored: bool = False
     cancelled: bool = field(default=False, init=False)
 
 
@@ -67,12 +79,32 @@ class Row:
 
     def __init__(self, model: GPT2, job: Job) -> None:
         self.job = job
-        self.cache = KVCache(model, 1, len(job.prompt) + job.length - 1)
+        self.cache = KVCache(model, 1, max(1, len(job.prompt) + job.length - 1))
         seed = job.sampling.seed
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self.unread = list(job.prompt)
+        # The last of a prompt is read for what comes after it, and what nobody asks about is not read.
+        self.unread = list(job.prompt) if job.length else list(job.prompt[:-1]) * job.scored
         self.written = 0
         self._next_told = 0.0  # when a token tells again what is wanted
+        if job.scored:
+            self._put(Scored([Token(job.prompt[0])]))
+
+    @property
+    def reads(self) -> bool:
+        """Whether its prompt is to be read yet, or it ends without a token."""
+        return len(self.unread) > 1 or not self.job.length
+
+    def score(self, logits: Tensor) -> None:
+        """Tells of the prompt's next tokens what logits (n,V), after the last n that were read, say of them."""
+        assert self.job.wanted is not None
+        ids = self.job.prompt[self.cache.length - len(logits) + 1 : self.cache.length + 1]
+        scored = [token(id, row, self.job.wanted) for id, row in zip(ids, logits, strict=False)]
+        self._put(Scored(scored))
+
+    def end(self) -> bool:
+        """Ends a text of which nothing is written."""
+        self._put(Finish("length"), at_once=True)
+        return True
 
     def take(self, logits: Tensor) -> bool:
         """Draws the next token from logits (1,V); returns whether that ends the text."""
@@ -80,18 +112,21 @@ class Row:
         try:
             id = int(sample(logits, how.temperature, how.top_k, how.top_p, self.generator))
         except ValueError as error:  # damaged weights, in one sentence
-            job.outbox.put((job.index, Finish("failure", str(error))), at_once=True)
+            self._put(Finish("failure", str(error)), at_once=True)
             return True
         self.unread = [id]
         self.written += 1
-        items: list[Token | Finish] = [token(id, logits[0], self._wanted())]
+        items: list[Item] = [token(id, logits[0], self._wanted())]
         if id in job.ends:
             items.append(Finish("stop"))
         elif self.written == job.length:
             items.append(Finish("length"))
         ended = len(items) == 2
-        job.outbox.put(*((job.index, item) for item in items), at_once=ended)
+        self._put(*items, at_once=ended)
         return ended
+
+    def _put(self, *items: Item, at_once: bool = False) -> None:
+        self.job.outbox.put(*((self.job.index, item) for item in items), at_once=at_once)
 
     def _wanted(self) -> Wanted | None:
         wanted, now = self.job.wanted, time.monotonic()
@@ -212,8 +247,8 @@ class Engine:
     def _step(self, rows: list[Row]) -> list[Row]:
         """A piece of one prompt, then a token of each text whose prompt has been read; returns the rows that ended."""
         ended = []
-        reading = next((row for row in rows if len(row.unread) > 1), None)
-        writing = [row for row in rows if len(row.unread) == 1]
+        reading = next((row for row in rows if row.reads), None)
+        writing = [row for row in rows if not row.reads]
         if reading is not None and self._read(reading):
             ended.append(reading)
         if writing:
@@ -224,8 +259,15 @@ class Engine:
     def _read(self, row: Row) -> bool:
         """The next piece of the row's prompt and, after the last, its first token; returns whether that ends it."""
         piece, row.unread = row.unread[:PIECE], row.unread[PIECE:]
-        y = self.model.hidden(torch.tensor([piece]), cache=row.cache)
-        return not row.unread and row.take(self.model.logits(y[-1:]).float())
+        logits = torch.empty(0)
+        if piece:
+            y = self.model.hidden(torch.tensor([piece]), cache=row.cache)
+            logits = self.model.logits(y if row.job.scored else y[-1:]).float()
+        if row.job.scored:
+            row.score(logits)
+        if row.unread:
+            return False
+        return row.take(logits[-1:]) if row.job.length else row.end()
 
     def _logits(self, rows: list[Row]) -> Tensor:
         """(B,V) fp32 after each row's one unread id."""

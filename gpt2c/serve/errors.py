@@ -49,20 +49,20 @@ async def _api_error(request: Request, error: ApiError) -> JSONResponse:
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     where = [part for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return JSONResponse(error_body(f"the body is not JSON: {first['ctx']['error']}"), 400)
     if not where:
         return JSONResponse(error_body("the body is not a JSON object (Content-Type: application/json)"), 400)
     name = ".".join(map(str, where))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return JSONResponse(error_body(f"{name} is not supported", param=name, code="unsupported_parameter"), 400)
-    found = f", found {_short(first['input'])}" if first["type"] != "missing" else ""
+    found = f", found {short(first['input'])}" if first["type"] != "missing" else ""
     return JSONResponse(error_body(f"{name}: {message[:1].lower()}{message[1:]}{found}", param=name), 400)
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+    if error.status_code == 404:
+        message += f", expected one of {', '.join(request.app.state.paths)}"
     return JSONResponse(error_body(message), error.status_code, error.headers)
 
 
@@ -70,6 +70,7 @@ async def _failure(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body("the server failed; its terminal says why", "server_error"), 500)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as JSON spells it, or its beginning."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:60] + "..."

@@ -26,10 +26,10 @@ class Form(Protocol):
 
 
 class CompletionForm:
-    """echoed: what each text begins with, its prompt or nothing. logprobs: whether tokens are told."""
+    """echoed: what each text begins with, its prompt or nothing. logprobs: whether tokens are told, also those."""
 
     def __init__(self, model: str, tokenizer: Tokenizer, echoed: Sequence[str], logprobs: bool) -> None:
-        self._tokenizer, self._echoed, self._logprobs = tokenizer, echoed, logprobs
+        self._tokenizer, self._unsaid, self._logprobs = tokenizer, list(echoed), logprobs
         self._id, self._model, self._created = f"cmpl-{uuid.uuid4().hex}", model, int(time.time())
         self._offsets = [0] * len(echoed)
         self._decoders = [StreamDecoder(tokenizer) for _ in echoed]
@@ -38,17 +38,20 @@ class CompletionForm:
         return {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model}
 
     def openings(self) -> list[dict[str, Any]]:
-        return [self.chunk(Delta(i, text)) for i, text in enumerate(self._echoed) if text]
+        """The prompts; those whose tokens are told come with the first of them."""
+        return [self.chunk(Delta(i)) for i, text in enumerate(self._unsaid) if text and not self._logprobs]
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
+        text, self._unsaid[delta.index] = self._unsaid[delta.index] + delta.text, ""
         logprobs = self._told(delta) if self._logprobs else None
-        return {"index": delta.index, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish}
+        return {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish}
 
     def choices(self, deltas: Sequence[Delta]) -> list[dict[str, Any]]:
-        return [self.chunk(Delta(d.index, self._echoed[d.index] + d.text, d.tokens, None, d.finish)) for d in deltas]
+        return list(map(self.chunk, deltas))
 
     def _told(self, delta: Delta) -> dict[str, Any]:
-        tokens, i = delta.tokens, delta.index
+        """The id that ended the text is told, too: who scores texts expects each token that was drawn."""
+        tokens, i = [*delta.tokens, *([delta.end] if delta.end else [])], delta.index
         offsets = []
         for token in tokens:
             offsets.append(self._offsets[i])
@@ -56,9 +59,17 @@ class CompletionForm:
         return {
             "tokens": [spelled(self._tokenizer, token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{spelled(self._tokenizer, id): lp for id, lp in token.top} for token in tokens],
+            "top_logprobs": list(map(self._top, tokens)),
             "text_offset": offsets,
         }
+
+    def _top(self, token: Token) -> dict[str, float] | None:
+        """The likeliest tokens and the one that came; of tokens that are spelled alike the likeliest."""
+        if token.logprob is None:
+            return None
+        ascending = sorted((*token.top, (token.id, token.logprob)), key=lambda pair: pair[1])
+        top = {spelled(self._tokenizer, id): logprob for id, logprob in ascending}
+        return dict(reversed(top.items()))
 
 
 class ChatForm:

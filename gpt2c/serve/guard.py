@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt2c.serve.errors import error_body
+from gpt2c.serve.parse import problem
 
 OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 # What the page itself may do: nothing but talk to this server, and be in no other page's frame.
@@ -27,7 +28,7 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses foreign hosts and pages (403), bodies that are not JSON (415) or too large (413); adds HEADERS."""
+    """Refuses foreign hosts and pages (403), bodies that are not JSON (415, 400) or too large (413); adds HEADERS."""
 
     def __init__(self, app: ASGIApp, most_bytes: int) -> None:
         self.app, self.most_bytes = app, most_bytes
@@ -42,6 +43,8 @@ class Guard:
         if refusal:
             await _refuse(403, refusal, scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the same without its body, which the server leaves out
+            scope = {**scope, "method": "GET"}
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -49,10 +52,19 @@ class Guard:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             await _refuse(415, "expected Content-Type: application/json", scope, receive, send)
             return
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            message = f"Content-Encoding: {encoding} is not supported, send the body as it is"
+            await _refuse(415, message, scope, receive, send)
+            return
         body = await self._read(headers, receive)
         if body is None:
             message = f"the body has more than {self.most_bytes} bytes, which is the most"
             await _refuse(413, message, scope, receive, send)
+            return
+        unreadable = problem(body)
+        if unreadable:
+            await _refuse(400, unreadable, scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
 

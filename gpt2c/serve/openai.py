@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from gpt2c.sampling import Sampling
-from gpt2c.serve.bodies import MOST_CHOICES, Body, ChatBody, CompletionBody
+from gpt2c.serve.bodies import MOST_TEXTS, Body, ChatBody, CompletionBody
 from gpt2c.serve.errors import ApiError
 from gpt2c.serve.forms import ChatForm, CompletionForm, Form
 from gpt2c.serve.responses import GONE, EventStream, while_connected
@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         order = completion_order(service, body)
-        echoed = [decode(service.tokenizer, ids) if body.echo else "" for ids in order.prompts]
+        echoed = [_spelled(service, prompt) * body.echo for prompt in body.prompt for _ in range(body.n)]
         form = CompletionForm(service.name, service.tokenizer, echoed, body.logprobs is not None)
         return await _respond(form, body, service.submit(order), request)
 
@@ -52,40 +52,43 @@ def router(service: Service) -> APIRouter:
 
 def completion_order(service: Service, body: CompletionBody) -> Order:
     """What /v1/completions asks for. ApiError for another model, or what is not supported."""
-    _check(service, body)
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "echo with logprobs is not supported: ask for one of them", param="echo")
-    if len(body.prompt) * body.n > MOST_CHOICES:
+    _check_model(service, body.model)
+    if len(body.prompt) * body.n > MOST_TEXTS:
         count = len(body.prompt) * body.n
-        raise ApiError(400, f"prompt and n ask for {count} texts, expected at most {MOST_CHOICES}", param="n")
+        raise ApiError(400, f"prompt and n ask for {count} texts, expected at most {MOST_TEXTS}", param="n")
     return Order(
-        prompts=[ids for prompt in body.prompt for ids in [service.encode(prompt)] * body.n],
-        length=body.max_tokens or DEFAULT_LENGTH,
+        prompts=list(map(service.encode, body.prompt)),
+        length=body.length(),
         sampling=_sampling(body),
         stops=body.stop,
         wanted=None if body.logprobs is None else Wanted(body.logprobs),
+        n=body.n,
+        unasked=DEFAULT_LENGTH,
+        # Of an empty prompt there is nothing to tell: the token that it begins with is not its own.
+        scored=[body.echo and body.logprobs is not None and len(prompt) > 0 for prompt in body.prompt],
     )
 
 
 def chat_order(service: Service, body: ChatBody) -> Order:
     """What /v1/chat/completions asks for. ApiError as above, or for a model that has not learned to chat."""
-    _check(service, body)
+    _check_model(service, body.model)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.length() == 0:
+        raise ApiError(400, "max_tokens: expected at least 1 of a reply, found 0", param="max_tokens")
     return Order(
-        prompts=[service.encode_chat([message.model_dump() for message in body.messages])] * body.n,
-        length=body.max_completion_tokens or body.max_tokens,
+        prompts=[service.encode_chat([message.model_dump() for message in body.messages])],
+        length=body.length(),
         sampling=_sampling(body),
         ends=service.chat_ends(),
         stops=body.stop,
         wanted=Wanted(body.top_logprobs) if body.logprobs else None,
+        n=body.n,
     )
 
 
-def _check(service: Service, body: Body) -> None:
-    _check_model(service, body.model)
-    if body.stream_options.include_usage and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true", param="stream_options")
+def _spelled(service: Service, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else decode(service.tokenizer, prompt)
 
 
 def _check_model(service: Service, name: str) -> None:

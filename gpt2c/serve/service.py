@@ -12,8 +12,8 @@ from gpt2c.chat.template import Template
 from gpt2c.errors import UserError
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
-from gpt2c.serve.engine import Engine, Finish, Full, Job
-from gpt2c.serve.errors import ApiError, too_many
+from gpt2c.serve.engine import Engine, Full, Item, Job, Scored
+from gpt2c.serve.errors import ApiError, short, too_many
 from gpt2c.serve.outbox import Outbox
 from gpt2c.serve.text import TextWriter
 from gpt2c.serve.tokens import Token, Wanted
@@ -22,10 +22,11 @@ from gpt2c.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Order:
-    """One or several texts to write, each after its prompt of ids; text i is drawn with the seed + i.
+    """Texts to write, `n` after each prompt of ids, the first n after the first; text i is drawn with the seed + i.
 
-    length: the most tokens of each, None for as many as the context has room for. ends: ids that end a text, besides
-    the end-of-text token. stops: strings that end it. forgotten: exchanges that a conversation's prompt leaves out.
+    length: the most tokens of each, which must fit the context; None for as many as it has room for, but at most
+    `unasked`. ends: ids that end a text, besides the end-of-text token. stops: strings that end it. scored: of each
+    prompt, whether its own tokens are told as `wanted`. forgotten: exchanges that a conversation's prompt leaves out.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -35,11 +36,17 @@ class Order:
     stops: Sequence[str] = ()
     wanted: Wanted | None = None
     forgotten: int = 0
+    n: int = 1
+    unasked: int | None = None
+    scored: Sequence[bool] = ()
 
 
 @dataclass
 class Delta:
-    """What has come of text `index` since the last: text, tokens, and what ended it, by which id."""
+    """What has come of text `index` since the last: text, tokens, and what ended it, by which id.
+
+    tokens: those of the prompt first, where they are told, which are no part of `text`.
+    """
 
     index: int
     text: str = ""
@@ -66,8 +73,10 @@ class Service:
         """Ids of a text, or ids that are one; nothing is the end-of-text token. ApiError for what is no text."""
         if not isinstance(prompt, str):
             last = self.tokenizer.vocab_size - 1
-            if max(prompt, default=0) > last:
-                raise ApiError(400, f"prompt holds the token {max(prompt)}, expected at most {last}", param="prompt")
+            found = next((id for id in prompt if not 0 <= id <= last), None)
+            if found is not None:
+                message = f"prompt holds the token {short(found)}, expected ids from 0 to {last}"
+                raise ApiError(400, message, param="prompt")
             return list(prompt) or [self.tokenizer.end_of_text]
         try:
             return self.tokenizer.encode(prompt).astype(np.int64).tolist() or [self.tokenizer.end_of_text]
@@ -105,37 +114,41 @@ class Service:
 
     def submit(self, order: Order) -> Answer:
         """Puts the texts in the queue. ApiError where one does not fit the context (400) or the queue (429)."""
-        outbox: Outbox[tuple[int, Token | Finish]] = Outbox()
+        outbox: Outbox[tuple[int, Item]] = Outbox()
         jobs = []
-        for i, prompt in enumerate(order.prompts):
+        scored = order.scored or [False] * len(order.prompts)
+        for i in range(len(order.prompts) * order.n):
+            prompt = order.prompts[i // order.n]
             sampling = order.sampling
             if sampling.seed is not None:
                 sampling = replace(sampling, seed=sampling.seed + i)
             ends = order.ends | {self.tokenizer.end_of_text}
-            jobs.append(Job(i, prompt, self._length(prompt, order.length), sampling, ends, order.wanted, outbox))
+            length = self._length(prompt, order)
+            jobs.append(Job(i, prompt, length, sampling, ends, order.wanted, outbox, scored[i // order.n]))
         try:
             self.engine.submit(jobs)
         except Full as error:
             raise too_many() from error
-        return Answer(self, jobs, order.stops)
+        return Answer(self, jobs, order)
 
-    def _length(self, prompt: Sequence[int], length: int | None) -> int:
+    def _length(self, prompt: Sequence[int], order: Order) -> int:
         room = self.context - len(prompt)
-        if room < 1 or (length or 1) > room:
-            asked = f"{len(prompt)} tokens and {length or 1} to write"
-            message = f"the prompt has {asked}, expected together at most {self.context}"
+        asked = 1 if order.length is None else order.length
+        if asked > room:
+            found = f"{len(prompt)} tokens and {short(asked)} to write"
+            message = f"the prompt has {found}, expected together at most {self.context}"
             param = "max_tokens" if room > 0 else "prompt"
             raise ApiError(400, message, param=param, code="context_length_exceeded")
-        return length or room
+        return min(room, order.unasked or room) if order.length is None else asked
 
 
 class Answer:
     """The texts of one request as they come."""
 
-    def __init__(self, service: Service, jobs: Sequence[Job], stops: Sequence[str]) -> None:
+    def __init__(self, service: Service, jobs: Sequence[Job], order: Order) -> None:
         self._service, self._jobs = service, jobs
-        self._open = {job.index: TextWriter(service.tokenizer, stops) for job in jobs}
-        self.prompt_tokens = sum(len(job.prompt) for job in jobs)
+        self._open = {job.index: TextWriter(service.tokenizer, order.stops) for job in jobs}
+        self.prompt_tokens = sum(map(len, order.prompts))
         self.written_tokens = 0
 
     async def deltas(self) -> AsyncIterator[Delta]:
@@ -162,9 +175,11 @@ class Answer:
         """Frees the places of texts that have not ended."""
         self._service.engine.cancel(self._jobs)
 
-    def _add(self, delta: Delta, item: Token | Finish) -> None:
+    def _add(self, delta: Delta, item: Item) -> None:
         writer = self._open[delta.index]
-        if isinstance(item, Token):
+        if isinstance(item, Scored):
+            delta.tokens += item.tokens
+        elif isinstance(item, Token):
             self.written_tokens += 1
             if item.id in self._jobs[delta.index].ends:
                 delta.end = item
