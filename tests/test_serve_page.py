@@ -335,3 +335,31 @@ def reading(service: Service, ids: list[int]):
     from gpt2c.serve.view import Reading
 
     return Reading(service.model, ids)
+
+
+@pytest.mark.parametrize("width", [861, 1000, 1240, 1440])
+def test_no_panel_lies_over_another(page: Page, width: int) -> None:
+    """However far the page is scrolled: of a text that is higher than the alternatives, and of one that is lower."""
+    page.send("Emulation.setDeviceMetricsOverride", width=width, height=600, deviceScaleFactor=1, mobile=False)
+    write(page, "Once", length=12)
+    page.wait(DONE)
+    page.click("#token-9")
+    for rows in (3, 30):
+        page.run(f"document.querySelector('#prompt').rows = {rows}")
+        assert not page.run(OVERLAPS)
+    page.run("window.scrollTo(0, 200)")  # beside a long text the alternatives stay in sight
+    assert page.run("document.querySelector('#next').getBoundingClientRect().top") == 12
+
+
+OVERLAPS = """(() => {
+  const found = [], panels = [...document.querySelectorAll('section:not([hidden])')];
+  for (let at = 0; at < document.body.scrollHeight; at += 40) {
+    window.scrollTo(0, at);
+    const boxes = panels.map(panel => panel.getBoundingClientRect());
+    boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b, j) => {
+      if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+        found.push([panels[i].id, panels[i + 1 + j].id, window.scrollY]);
+    }));
+  }
+  return found.slice(0, 3);
+})()"""
