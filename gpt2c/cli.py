@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import signal
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from gpt2c import _native
+from gpt2c import _native, output
 from gpt2c.chat.settings import SftConfig
 from gpt2c.commands import COMMANDS, Sft, Train
 from gpt2c.errors import ToldElsewhere, UserError
@@ -37,23 +36,34 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def told(run: Callable[[], int]) -> int:
     """The exit code of `run`, as `main` has it; its warnings and mistakes become lines on stderr."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", UserWarning)
-            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-            if _native.FORCED_ISA_PROBLEM:
-                raise UserError(_native.FORCED_ISA_PROBLEM)
-            return run()
-    except UserError as error:
-        if not isinstance(error, ToldElsewhere):
-            print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output, `head` say, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    with output.guarded():
+        try:
+            return told_warnings(run)
+        except UserError as error:
+            if not isinstance(error, ToldElsewhere):
+                print(f"error: {error}", file=sys.stderr)
+            return USER_ERROR
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except BrokenPipeError:  # the reader of our output, `head` say, has gone
+            return 128 + signal.SIGPIPE
+
+
+def told_warnings(run: Callable[[], int]) -> int:
+    """What `run` returns, its warnings as lines on stderr, and what it has printed written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+        if _native.FORCED_ISA_PROBLEM:
+            raise UserError(_native.FORCED_ISA_PROBLEM)
+        try:
+            code = run()
+        except SystemExit:  # --help
+            sys.stdout.flush()
+            raise
+    sys.stdout.flush()
+    return code
 
 
 def parse(args: list[str]) -> Any:

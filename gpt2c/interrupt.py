@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -29,7 +30,8 @@ class StopSignal:
             return
         self.received, self._at = number, time.monotonic()
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
+        with contextlib.suppress(OSError):  # of a terminal that has closed
+            os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -90,24 +90,29 @@ def start(*args: str, program: str = MAIN) -> subprocess.Popen[str]:
     )
 
 
-def fork(*args: str, variables: Mapping[str, str] | None = None, log: Path | None = None) -> BaseProcess:
+def fork(
+    *args: str, variables: Mapping[str, str] | None = None, log: Path | None = None, closed: Sequence[int] = ()
+) -> BaseProcess:
     """`gpt2c ARGS` as a process of its own that has imported everything before it is forked: it starts at once.
 
-    variables: added to its environment. log: gets what it prints.
+    variables: added to its environment. log: gets what it prints. closed: standard streams that it does not have.
     """
     context = multiprocessing.get_context("forkserver")
     # torch.optim imports torch._dynamo at its first use, which takes longer than the whole run.
     context.set_forkserver_preload(["gpt2c.cli", "torch._dynamo", "torch.distributed.optim", "matplotlib.figure"])
-    process = context.Process(target=_run, args=(args, dict(variables or {}), log))
+    process = context.Process(target=_run, args=(args, dict(variables or {}), log, closed))
     process.start()
     return process
 
 
-def _run(args: tuple[str, ...], variables: dict[str, str], log: Path | None) -> None:
+def _run(args: tuple[str, ...], variables: dict[str, str], log: Path | None, closed: Sequence[int]) -> None:
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+    for number in closed:
+        setattr(sys, ("stdin", "stdout", "stderr")[number], None)  # as Python has it then
+        os.close(number)
     os.environ.update(variables)
     torch.set_num_threads(1)
     sys.exit(main(args))

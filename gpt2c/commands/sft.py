@@ -9,6 +9,7 @@ import tyro
 
 from gpt2c.chat.settings import SftConfig
 from gpt2c.commands.train import tell
+from gpt2c.output import unheeded
 from gpt2c.program import program
 from gpt2c.train import train
 
@@ -28,5 +29,6 @@ class Sft:
 
     def run(self) -> int:
         """Train, then show a reply and where everything is. Returns 0, or 128 + the signal that stopped the run."""
-        result = train(self.settings, self.resume)
-        return tell(result, self.settings, f"talk to it: {program()} chat {shlex.quote(str(result.run.folder))}")
+        with unheeded():
+            result = train(self.settings, self.resume)
+            return tell(result, self.settings, f"talk to it: {program()} chat {shlex.quote(str(result.run.folder))}")

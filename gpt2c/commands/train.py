@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from gpt2c.output import unheeded
 from gpt2c.program import program
 from gpt2c.settings import TrainConfig
 from gpt2c.train import Result, train
@@ -27,8 +28,9 @@ class Train:
 
     def run(self) -> int:
         """Train, then show a text and where everything is. Returns 0, or 128 + the signal that stopped the run."""
-        result = train(self.settings, self.resume)
-        return tell(result, self.settings, f"more text: {program()} sample {shlex.quote(str(result.run.folder))}")
+        with unheeded():
+            result = train(self.settings, self.resume)
+            return tell(result, self.settings, f"more text: {program()} sample {shlex.quote(str(result.run.folder))}")
 
 
 def tell(result: Result, settings: TrainConfig, next_step: str) -> int:
