@@ -22,19 +22,21 @@ __all__ = [
 ]  # fmt: skip
 
 
-@functools.cache
 def get_tokenizer(name: str) -> Tokenizer:
     """The tokenizer called `name`: "bytes", "gpt2", or the folder of one's own; UserError for any other name."""
-    if name == "bytes":
-        return ByteTokenizer()
-    if name == "gpt2":
-        return GPT2Tokenizer()
+    if name in NAMES:
+        return _known(name)
     if Path(name).is_dir():
         return read_tokenizer(Path(name))
     raise UserError(
         f"unknown tokenizer {name!r}: expected one of {', '.join(NAMES)}, or the folder of a tokenizer of your own "
         "(gpt2c tokenizer train)"
     )
+
+
+@functools.cache  # not what a folder holds, which may be another tokenizer the next time
+def _known(name: str) -> Tokenizer:
+    return ByteTokenizer() if name == "bytes" else GPT2Tokenizer()
 
 
 def is_own(tokenizer: Tokenizer) -> bool:
