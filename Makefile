@@ -19,6 +19,9 @@ DOCS := latex2mathml mkdocs mkdocs-material
 PEERS := datasets fastapi gguf jinja2 $(DOCS) lm_eval onnx onnxruntime openai peft plotly pyarrow tensorboard
 PEERS += tenacity tokenizers transformers uvicorn wandb zstandard
 
+# Two processes, each of which takes whole files: what a file's tests share is made once.
+IN_PARALLEL := --numprocesses 2 --dist loadfile
+
 .PHONY: demo test lint bench docs clean
 .DELETE_ON_ERROR:
 
@@ -27,7 +30,7 @@ demo: .venv/installed
 		$(BIN)/gpt2c train --recipe demo --data "$(TEXT)" --out $$out
 
 test: .venv/installed-test
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(IN_PARALLEL)
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
@@ -64,7 +67,7 @@ clean:
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	@$(PIP) install --constraint constraints.txt cmake nvidia-cuda-crt nvidia-cuda-runtime pytest $(PEERS)
+	@$(PIP) install --constraint constraints.txt cmake nvidia-cuda-crt nvidia-cuda-runtime pytest pytest-xdist $(PEERS)
 	@touch $@
 
 .venv/installed-docs: .venv/created

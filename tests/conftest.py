@@ -5,8 +5,13 @@ And `service` and `url`, the server of the tests of gpt2c serve.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `import gpt2c` does, but here torch comes first
+
+# ruff: noqa: E402, since the line above comes first
 
 import emulation
 import on_gpu

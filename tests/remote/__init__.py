@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import struct
@@ -32,10 +33,13 @@ def cmake() -> str:
 def build(name: str, *options: str, source: Path = ROOT) -> Path:
     """The kernel server of the CMake project `source`, built with `options` below build/; returns the program."""
     folder = ROOT / "build" / f"remote-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
     configure = [cmake(), "-S", source, "-B", folder, *options]
-    for command in (configure, [cmake(), "--build", folder, "--parallel", "2"]):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout}"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests run in several processes
+        for command in (configure, [cmake(), "--build", folder, "--parallel", "2"]):
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout}"
     return folder / "kernel_server"
 
 
