@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from gpt2c.config import GPT2Config
 from gpt2c.data import Source, load_dataset
+from gpt2c.data.inputs import require_outside
 from gpt2c.errors import UserError
 from gpt2c.files import reading
 from gpt2c.tokenizer import Tokenizer
@@ -182,6 +183,7 @@ class TrainConfig:
 
     def open_data(self, tokenizer: Tokenizer) -> Source:
         """What the run learns from. UserError if it cannot be used."""
+        require_outside(self.out, [self.data])
         return load_dataset(self.data, tokenizer, self.val_fraction, self.context)
 
     def tokenizer_from(self, found: Tokenizer) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -10,7 +11,9 @@ import lzma
 import multiprocessing
 import os
 import random
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +28,9 @@ import zstandard
 
 from gpt2c.cli import main
 from gpt2c.commands import prepare as command
-from gpt2c.data import encode, load_dataset, prepare, rows, sources
+from gpt2c.data import encode, hub, load_dataset, packed, prepare, sources
 from gpt2c.data.prepare import Settings
+from gpt2c.lock import locked
 from gpt2c.tokenizer import GPT2_PATTERN, get_tokenizer
 
 END = 50256
@@ -123,7 +127,7 @@ def test_a_text_is_one_document(tmp_path: Path, capsys, tiktokens, small: None, 
     (tmp_path / f"a.txt{packing}").write_bytes(PACK[packing](text.encode()))
     shown = output(capsys, tmp_path / f"a.txt{packing}", "--out", tmp_path / "out", "--workers", 1)
     assert ids_in(tmp_path / "out") == expected(tiktokens, [text])
-    assert f"1 documents, {len(text.encode())} bytes" in shown.replace(",", "", 1) or "1 documents" in shown
+    assert shown.startswith(f"1 document, {len(text.encode()):,} bytes, ") and "in 1 shard\n" in shown
 
 
 def test_standard_input(tmp_path: Path, capsys, tiktokens, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +137,7 @@ def test_standard_input(tmp_path: Path, capsys, tiktokens, monkeypatch: pytest.M
 
 
 def feed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(text.encode()))))
 
 
 def test_a_folder_and_several_inputs_in_order(tmp_path: Path, capsys, tiktokens) -> None:
@@ -171,7 +175,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, capsys, tiktokens, small: None, _
     settings = Settings([f"hf:{tmp_path / 'set'}"], "gpt2", 500, 100, "text")
     for stop in (1, 2, 3):
         interrupted(settings, tmp_path / "out", stop)
-    prepare.prepare(settings, tmp_path / "out", 1, lambda *_: None)
+    prepare.prepare(settings, tmp_path / "out", 1)
     assert ids_in(tmp_path / "out") == expected(tiktokens, many)
     assert "row 1, has no field 'body'" in error(capsys, *settings.inputs, "--field", "body", "--out", tmp_path / "o")
 
@@ -196,7 +200,7 @@ def test_name_configuration_and_revision_of_a_data_set(tmp_path: Path, capsys, m
         def dataset_info(self, name: str) -> object:
             return type("Info", (), {"sha": f"revision of {name}"})
 
-    monkeypatch.setattr(rows, "datasets", lambda: Library)
+    monkeypatch.setattr(hub, "datasets", lambda: Library)
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     name = "hf:HuggingFaceFW/fineweb-edu:sample-10BT"
     output(capsys, name, "--out", tmp_path / "out", "--workers", 1)
@@ -229,9 +233,9 @@ def test_pieces_give_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) ->
     exact = 0
     for _ in range(2000):
         text = "".join(draw.choices(letters, k=draw.randint(1, 80)))
-        parts = [part.text for part in sources.pieces(io.BytesIO(text.encode()), "text", 0)]
+        parts = [part.text for part in sources.pieces(io.BytesIO(text.encode()), "text", 0, True)]
         assert "".join(parts) == text
-        safe = [not a[-1].isspace() and b[0] in " \n" for a, b in pairwise(parts)]
+        safe = [not a[-1].isspace() and b[0] in " \r\n" for a, b in pairwise(parts)]
         assert all(len(part) <= 16 and (ok or len(part) == 16) for part, ok in zip(parts, [*safe, True], strict=True))
         if all(safe):
             exact += len(parts) > 1
@@ -242,7 +246,7 @@ def test_pieces_give_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) ->
 def test_english_is_cut_without_a_difference(tmp_path: Path, tiktokens, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tiny.write_text(tmp_path).read_text()
     monkeypatch.setattr(sources, "PIECE", 200)
-    parts = list(sources.pieces(io.BytesIO(text.encode()), "text", 0))
+    parts = list(sources.pieces(io.BytesIO(text.encode()), "text", 0, True))
     assert len(parts) > 100
     assert encode.encode(GPT2, parts).tolist() == expected(tiktokens, [text])
 
@@ -250,11 +254,11 @@ def test_english_is_cut_without_a_difference(tmp_path: Path, tiktokens, monkeypa
 def test_a_piece_depends_on_its_beginning_alone(small: None) -> None:
     """So that a continued command cuts where the first would have."""
     raw = ("word " * 30 + "x" * 300 + " \n é中" * 20).encode()
-    whole = list(sources.pieces(io.BytesIO(raw), "text", 0))
+    whole = list(sources.pieces(io.BytesIO(raw), "text", 0, True))
     at = 0
     for i, part in enumerate(whole):
         at += part.size
-        rest = list(sources.pieces(io.BytesIO(raw[at:]), "text", at))
+        rest = list(sources.pieces(io.BytesIO(raw[at:]), "text", at, not at))
         assert rest == whole[i + 1 :]
 
 
@@ -312,7 +316,7 @@ def test_processes_do_not_change_a_byte(tmp_path: Path) -> None:
     folders = []
     for workers in (1, 3):
         folders.append(tmp_path / f"with{workers}" / "out")
-        prepare.prepare(settings, folders[-1], workers, lambda *_: None)
+        prepare.prepare(settings, folders[-1], workers)
     assert tiny.files(folders[0]) == tiny.files(folders[1])
     assert len(list(folders[0].iterdir())) > 4
 
@@ -324,7 +328,7 @@ def interrupted(settings: Settings, out: Path, batches: int, error: type[BaseExc
     """Prepare, stopped after so many batches."""
     left = iter(range(batches - 1))
 
-    def progress(size: int, tokens: int) -> None:
+    def progress(_: object) -> None:
         if next(left, None) is None:
             raise error
 
@@ -344,19 +348,19 @@ def test_stopped_and_continued_gives_the_same_bytes(
     name = "-" if kind == "-" else str(english(tmp_path, kind))
     settings = Settings([str(other), name, str(other)], "gpt2", shard_tokens, 20, "text")
     feed(monkeypatch, text)
-    prepare.prepare(settings, tmp_path / "a" / "out", 1, lambda *_: None)
+    prepare.prepare(settings, tmp_path / "a" / "out", 1)
     for stop in (1, 5, 1, 9):
         feed(monkeypatch, text)
         interrupted(settings, tmp_path / "b" / "out", stop)
     feed(monkeypatch, text)
-    prepare.prepare(settings, tmp_path / "b" / "out", 1, lambda *_: None)
+    prepare.prepare(settings, tmp_path / "b" / "out", 1)
     assert tiny.files(tmp_path / "a") == tiny.files(tmp_path / "b")
 
 
 def killed(settings: Settings, out: Path) -> None:
     """In a process of its own: killed with processes at work, after the second batch, which ends a shard."""
     left = iter(range(2))
-    prepare.prepare(settings, out, 2, lambda *_: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
+    prepare.prepare(settings, out, 2, lambda _: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
 
 
 def test_killed_and_continued_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -371,7 +375,7 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path: Path) -> None:
     left = {path.name for path in (tmp_path / "b" / "out").iterdir()}
     assert {"manifest.json", "out_train_000001.bin"} < left and any(name.endswith(".tmp") for name in left)
     for folder in ("b", "a"):
-        prepare.prepare(settings, tmp_path / folder / "out", 1, lambda *_: None)
+        prepare.prepare(settings, tmp_path / folder / "out", 1)
     assert tiny.files(tmp_path / "a") == tiny.files(tmp_path / "b")
 
 
@@ -381,7 +385,7 @@ def test_a_shard_that_the_manifest_does_not_know_yet(tmp_path: Path, small: None
     interrupted(settings, tmp_path / "b" / "out", 30)
     (tmp_path / "b" / "out" / f"out_train_{len(list((tmp_path / 'b' / 'out').glob('*.bin'))) + 1:06d}.bin").touch()
     for folder in ("a", "b"):
-        prepare.prepare(settings, tmp_path / folder / "out", 1, lambda *_: None)
+        prepare.prepare(settings, tmp_path / folder / "out", 1)
     assert tiny.files(tmp_path / "a") == tiny.files(tmp_path / "b")
 
 
@@ -389,7 +393,7 @@ def test_ctrl_c(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None
     def stop(self: object, size: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.tqdm, "update", stop)
+    monkeypatch.setattr(command.Display, "update", stop)
     path = english(tmp_path, ".txt")
     assert main(["prepare", str(path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 130
     assert "stopped; the same command goes on" in capsys.readouterr().err
@@ -438,7 +442,7 @@ def test_lengths_that_make_no_sense(tmp_path: Path, capsys, flags: tuple[str, in
 @pytest.mark.parametrize("kind", [".txt", ".jsonl"])
 @pytest.mark.parametrize("tail", [b"\xff", b"\xff and more\n", b"\xe4\xb8"])
 def test_not_utf8_names_file_and_byte(tmp_path: Path, capsys, small: None, kind: str, tail: bytes) -> None:
-    line = '{"text": "zwölf"}\n'.encode() * 100
+    line = ('{"text": "zwölf"}\n' if kind == ".jsonl" else "zwölf\n").encode() * 100
     (tmp_path / f"a{kind}").write_bytes(line + tail)
     message = error(capsys, tmp_path / f"a{kind}", "--out", tmp_path / "out")
     assert f"a{kind} is not UTF-8 text: byte {len(line)} is 0x{tail[0]:02x}" in message
@@ -466,7 +470,7 @@ def test_a_wrong_parquet_file(tmp_path: Path, capsys) -> None:
     path.write_bytes(parquet_file(["a", None]))
     assert f"{path}, row 2, has a 'text' that is no text" in error(capsys, path, "--out", tmp_path / "out")
     message = error(capsys, path, "--out", tmp_path / "out", "--field", "body")
-    assert "has no column 'body': expected --field to be one of id, text" in message
+    assert "has no column 'body': name the texts' with gpt2c prepare --field, one of id, text" in message
     path.write_bytes(path.read_bytes()[:-5])
     assert f"{path} is not a whole Parquet file" in error(capsys, path, "--out", tmp_path / "out")
 
@@ -509,7 +513,131 @@ def test_an_out_folder_that_is_not_ours(tmp_path: Path, capsys) -> None:
     assert "holds thesis.txt, which this command has not written" in error(capsys, tmp_path / "a.txt", "--out", out)
     assert tiny.files(out) == {"thesis.txt": b"precious"}
     assert "cannot write" in error(capsys, tmp_path / "a.txt", "--out", out / "thesis.txt")
-    assert "lies in the input" in error(capsys, tmp_path, "--out", tmp_path / "new")
+    assert f"--out {tmp_path / 'new'} lies in {tmp_path}" in error(capsys, tmp_path, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+BAD_ROWS = {
+    ".jsonl": ['{"text": null}', "{}", '{"text": "\\ud83d"}', '{"text": "a"', "\udcff", "3"],
+    ".csv": ["1", '1,"a"b', "1,\udcff"],
+}
+
+
+def rows_file(path: Path, documents: list[str | None]) -> Path:
+    """A file of the documents as rows, in the format of its name; one that is None is null."""
+    if path.suffix == ".parquet":
+        parquet.write_table(arrow.table({"text": documents}), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("id", "text"), *(("1", text) for text in documents if text is not None)])
+    else:
+        lines = [json.dumps({"text": text}) for text in documents]
+        path.write_text("[\n" + ",\n".join(lines) + "\n]" if path.suffix == ".json" else "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_bad_rows_are_left_out_and_counted(tmp_path: Path, capsys, tiktokens, kind: str) -> None:
+    path = rows_file(tmp_path / f"a{kind}", ["one", "two"])
+    raw, bad = path.read_bytes(), "\n".join(BAD_ROWS[kind]).encode("utf-8", "surrogateescape")
+    path.write_bytes(raw + bad + b"\n" + raw.splitlines(keepends=True)[-1])
+    out = tmp_path / "out"
+    message = error(capsys, path, "--out", out)
+    assert "--leave-out-bad-rows" in message and not out.exists()
+    assert main(["prepare", str(path), "--out", str(out), "--workers", "1", "--leave-out-bad-rows"]) == 0
+    shown = capsys.readouterr()
+    assert ids_in(out) == expected(tiktokens, ["one", "two", "two"])
+    assert f"3 documents, 9 bytes, {len(BAD_ROWS[kind])} rows left out, " in shown.out
+    first = {".jsonl": "line 3, has a 'text' that is no text", ".csv": "row 4, has 1 values, expected 2"}
+    assert f"note: {len(BAD_ROWS[kind])} rows left out; the first: {path}, {first[kind]}" in shown.err
+    assert json.loads((out / "manifest.json").read_text())["left_out"] == len(BAD_ROWS[kind])
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".json"])
+def test_null_rows_are_left_out(tmp_path: Path, capsys, tiktokens, kind: str) -> None:
+    path = rows_file(tmp_path / f"a{kind}", ["one", None, "two"])
+    shown = output(capsys, path, "--out", tmp_path / "out", "--workers", 1, "--leave-out-bad-rows")
+    assert ids_in(tmp_path / "out") == expected(tiktokens, ["one", "two"]) and "1 row left out" in shown
+
+
+def test_nothing_but_bad_rows(tmp_path: Path, capsys) -> None:
+    """A wrong --field is no reason to write nothing."""
+    path, out = rows_file(tmp_path / "a.jsonl", ["one", "two"]), tmp_path / "out"
+    message = error(capsys, path, "--out", out, "--field", "body", "--leave-out-bad-rows")
+    assert "gives 0 tokens (2 rows left out; the first: " in message and "has no field 'body'" in message
+    assert not out.exists()
+
+
+def damaged(path: Path, documents: list[str]) -> None:
+    """The documents in the format of the file's name, with a bad row, or byte, in the place of number 40."""
+    with_null = [*documents[:40], None, *documents[41:]]
+    if path.suffix == ".txt":
+        path.write_bytes("".join(text or "\udcff" for text in with_null).encode("utf-8", "surrogateescape"))
+    elif path.suffix == ".csv":
+        rows_file(path, documents[:40])
+        path.write_bytes(path.read_bytes() + b"1,\xff\n")
+    elif path.suffix == ".gz":
+        plain = rows_file(path.with_suffix(""), with_null)
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    else:
+        rows_file(path, with_null)
+
+
+def mended(path: Path, documents: list[str]) -> None:
+    if path.suffix == ".txt":
+        path.write_text("".join(documents))
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(rows_file(path.with_suffix(""), documents).read_bytes()))
+    else:
+        rows_file(path, documents)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".jsonl.gz", ".json", ".csv", ".txt", ".parquet"])
+def test_a_mended_input_goes_on_where_what_came_before_is_unchanged(
+    tmp_path: Path, capsys, tiktokens, small: None, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(sources, "BUFFER", 256)
+    path, out, text = tmp_path / f"a{kind}", tmp_path / "out", tiny.write_text(tmp_path).read_text()
+    documents = [text[i : i + 100] for i in range(0, 6000, 100)]
+    flags = [path, "--out", out, "--shard-tokens", 200]
+    damaged(path, documents)
+    error(capsys, *flags)
+    assert len(list(out.glob("*.bin"))) > 2
+    mended(path, ["another", *documents[1:]])
+    assert f"{path} has changed since the preparation began" in error(capsys, *flags)
+    mended(path, documents)
+    assert main(["prepare", *map(str, flags), "--workers", "1"]) == 0
+    assert f"note: {path} has changed, but not in what was read of it" in capsys.readouterr().err
+    assert ids_in(out) == expected(tiktokens, ["".join(documents)] if kind == ".txt" else documents)
+
+
+def test_the_flag_may_be_added_when_going_on(tmp_path: Path, capsys, tiktokens, small: None) -> None:
+    text = tiny.write_text(tmp_path).read_text()
+    documents: list[str | None] = [text[i : i + 100] for i in range(0, 6000, 100)]
+    path, out = rows_file(tmp_path / "a.jsonl", [*documents[:40], None, *documents[40:], None]), tmp_path / "out"
+    flags = [path, "--out", out, "--shard-tokens", 200]
+    error(capsys, *flags)
+    assert "60 documents" in output(capsys, *flags, "--workers", 1, "--leave-out-bad-rows")
+    assert ids_in(out) == expected(tiktokens, documents)
+    assert json.loads((out / "manifest.json").read_text())["left_out"] == 2
+
+
+def test_small_files_that_have_changed_when_going_on(tmp_path: Path, capsys) -> None:
+    """A batch of several files, of which some tokens are written: each of them is compared."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in "abcdef":
+        (folder / f"{name}.txt").write_text(f"some text of {name} " * 20)
+    rows_file(folder / "z.jsonl", ["fine"])
+    (folder / "z.jsonl").write_text("{}")
+    flags = [folder, "--out", out, "--shard-tokens", 300]
+    error(capsys, *flags)
+    (folder / "z.jsonl").write_text('{"text": "fine"}')
+    prepared = Settings([str(folder)], "gpt2", 300, 0, "text")
+    interrupted(prepared, out, 1)
+    assert len(list(out.glob("*.bin"))) > 0
+    (folder / "b.txt").write_text("another text")
+    assert "has changed in what was read before" in error(capsys, *flags)
 
 
 @pytest.mark.parametrize("kind", [".txt", ".jsonl"])
@@ -525,9 +653,10 @@ def test_what_has_changed_when_going_on(tmp_path: Path, capsys, small: None, kin
         ([*flags, "--field", "body"], "begun with field text, found body"),
     ):
         assert found in error(capsys, *changed)
-    path.write_bytes(path.read_bytes() + b" ")
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b" the ", b" tha ", 1))
     assert f"{path} has changed since the preparation began" in error(capsys, *flags)
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(raw)
     shard = next(out.glob("*.bin"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
@@ -546,3 +675,39 @@ def test_another_standard_input_when_going_on(tmp_path: Path, capsys, small: Non
         feed(monkeypatch, other)
         message = error(capsys, "-", "--out", tmp_path / "out", "--shard-tokens", 100)
         assert "are not those that the interrupted command has read" in message
+
+
+def test_two_in_one_folder(tmp_path: Path, capsys) -> None:
+    path, out = english(tmp_path, ".txt"), tmp_path / "out"
+    with locked(out, "preparing"):
+        message = error(capsys, path, "--out", out)
+        assert message.startswith(f"another process, pid {os.getpid()}, on host ") and f"is preparing {out}" in message
+    output(capsys, path, "--out", out, "--workers", 1)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_is_told_how_far_it_is(tmp_path: Path, capsys, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of the inputs is known, of a pipe it is not."""
+    monkeypatch.setattr(command, "SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr(packed, "BUFFER", 512)
+    path, pattern = english(tmp_path, ".jsonl"), r"\d+% of 0.0 MB  [\d,]+ tokens?, [\d.]+ MB/s(  \d+ s left)?"
+    assert main(["prepare", str(path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert 5 < len(shown) <= 100 and all(re.fullmatch(pattern, line) for line in shown)
+    assert shown[-1].startswith("100% ") and shown[-1].endswith("  0 s left")
+    feed(monkeypatch, "a text " * 1000)
+    assert main(["prepare", "-", "--out", str(tmp_path / "pipe"), "--workers", "1"]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert shown and all(re.fullmatch(r"0.0 MB  [\d,]+ tokens, [\d.]+ MB/s", line) for line in shown)
+
+
+def test_a_terminal_shows_a_bar_with_a_total(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = english(tmp_path, ".jsonl")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    output(capsys, path, "--out", tmp_path / "out", "--workers", 1)
+    size = path.stat().st_size
+    assert "100%|" in sys.stderr.getvalue() and f"{size / 1000:.1f}k/{size / 1000:.1f}k" in sys.stderr.getvalue()

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from gpt2c.data.rows import Rows
 from gpt2c.data.sources import Source, Text
 from gpt2c.errors import UserError
 from gpt2c.tokenizer import Tokenizer, get_tokenizer
@@ -23,13 +25,37 @@ BATCH_BYTES = 2**20
 BATCHES_PER_WORKER = 3  # one at work, two waiting: a worker never waits for the reader
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where texts begin: the number of a source, and how many of its texts come before, with its position there.
+
+    digest: SHA-256, as a chain, of all texts before. source_digest: of those before this source.
+    """
+
+    source: int = 0
+    texts: int = 0
+    position: dict[str, Any] | None = None
+    digest: str = sha256(b"").hexdigest()
+    source_digest: str = sha256(b"").hexdigest()
+
+    def after(self, text: Text) -> Place:
+        """The place after a text more, of the same source; its position is not known yet."""
+        digest = sha256(bytes.fromhex(self.digest) + bytes([text.begins]) + text.text.encode()).hexdigest()
+        return replace(self, texts=self.texts + 1, position=None, digest=digest)
+
+    def after_source(self) -> Place:
+        """The place after the last text of its source."""
+        return Place(self.source + 1, digest=self.digest, source_digest=self.digest)
+
+
 @dataclass
 class Batch:
-    """Texts, and where what follows them begins: a source's number and its position."""
+    """Texts, where what follows them begins, and how many bytes of the sources and bad rows have been passed then."""
 
     texts: list[Text] = field(default_factory=list)
-    source: int = 0
-    position: dict[str, Any] | None = None
+    end: Place = Place()
+    consumed: int = 0
+    left_out: int = 0
 
     @property
     def documents(self) -> int:
@@ -40,23 +66,28 @@ class Batch:
         return sum(text.size for text in self.texts)
 
 
-def batches(sources: Sequence[Source], first: int, begin: Callable[[int], None]) -> Iterator[Batch]:
-    """The texts of the sources from number `first` on, about a megabyte at a time.
+def batches(sources: Sequence[Source], rows: Rows, place: Place, begin: Callable[[int], None]) -> Iterator[Batch]:
+    """The texts of the sources from `place` on, where they are already, about a megabyte at a time.
 
     begin: called with each source's number before it is read, and once more when it has been.
     """
     texts: list[Text] = []
     size = 0
-    for number in range(first, len(sources)):
+    before = sum(source.size or 0 for source in sources[: place.source])
+    for number in range(place.source, len(sources)):
+        source = sources[number]
         begin(number)
-        for text in sources[number]:
+        for text in source:
             texts.append(text)
             size += text.size
+            place = place.after(text)
             if size >= BATCH_BYTES:
-                yield Batch(texts, number, sources[number].position)
+                yield Batch(texts, replace(place, position=source.position), before + source.consumed, rows.left_out)
                 texts, size = [], 0
         begin(number)
-    yield Batch(texts, len(sources), None)
+        place = place.after_source()
+        before += source.size or 0
+    yield Batch(texts, place, before, rows.left_out)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:

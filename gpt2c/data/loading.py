@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gpt2c.data import manifest
 from gpt2c.data.dataset import Dataset
+from gpt2c.data.inputs import FIELD, open_file
 from gpt2c.data.inputs import files as input_files
+from gpt2c.data.rows import Rows
 from gpt2c.data.shards import SUFFIXES, open_shard
 from gpt2c.data.tokens import Piece, Tokens
 from gpt2c.errors import UserError
-from gpt2c.files import reading
 from gpt2c.tokenizer import Tokenizer
 
 EMBEDDED = "embedded"
+PIECE = 2**20  # tokens, at least, of texts in memory
 VALIDATION = re.compile(r".*_val_\d+\.(bin|npy)")
 
 
@@ -25,12 +27,13 @@ def load_dataset(data: str, tokenizer: Tokenizer, val_fraction: float, context: 
     """Read `data` and split it.
 
     Args:
-        data: `embedded`, a UTF-8 text file, a token shard (.bin, .npy), or a folder of either.
+        data: `embedded`, a text or rows in a format of `gpt2c prepare`, a token shard (.bin, .npy), or a folder of
+            either.
         val_fraction: share of the tokens, from the end, kept for validation, unless the folder has shards for it:
             those named *_val_NUMBER.
         context: tokens in a window; each split must hold context + 1.
     Raises:
-        UserError: missing, empty, too short, not UTF-8, a foreign or damaged shard, or another tokenizer's.
+        UserError: missing, empty, too short, not UTF-8, no data, a foreign or damaged shard, or another tokenizer's.
     """
     dataset = _embedded(tokenizer, val_fraction) if data == EMBEDDED else _read(Path(data), tokenizer, val_fraction)
     for name, found in zip(("training", "validation"), dataset.sizes, strict=True):
@@ -53,7 +56,7 @@ def _embedded(tokenizer: Tokenizer, val_fraction: float) -> Dataset:
     from pydoc_data.topics import topics
 
     documents = ["".join(filter(_is_prose, topics[key].splitlines(keepends=True))) for key in sorted(topics)]
-    return _with_tail(_joined([tokenizer.encode(document) for document in documents], tokenizer), val_fraction)
+    return _with_tail(_joined(((tokenizer.encode(document), True) for document in documents), tokenizer), val_fraction)
 
 
 def _is_prose(line: str) -> bool:
@@ -66,7 +69,8 @@ def _read(path: Path, tokenizer: Tokenizer, val_fraction: float) -> Dataset:
     shards = [file for file in files if file.suffix in SUFFIXES]
     if shards:
         return _read_shards(path, shards, [file for file in files if file not in shards], tokenizer, val_fraction)
-    pieces = _joined([piece for file in files if len(piece := tokenizer.encode(_read_text(file)))], tokenizer)
+    sources = [open_file(file, Rows(FIELD)) for file in files]
+    pieces = _joined(((tokenizer.encode(text.text), text.begins) for source in sources for text in source), tokenizer)
     if not pieces:
         raise UserError(f"{path} is empty: expected UTF-8 text")
     return _with_tail(pieces, val_fraction)
@@ -89,19 +93,19 @@ def _read_shards(
     return Dataset(Tokens(opened), sum(map(len, opened[: len(training)])), digest)
 
 
-def _joined(documents: list[np.ndarray], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The documents with an end-of-text id between each two of them."""
+def _joined(parts: Iterable[tuple[np.ndarray, bool]], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """The ids of documents' parts, each with whether a document begins there, in few pieces, with an end-of-text id
+    between each two documents that are not empty."""
     end = np.array([tokenizer.end_of_text], dtype=np.uint16)
-    return [piece for document in documents for piece in (end, document)][1:]
-
-
-def _read_text(path: Path) -> str:
-    with reading("text", path):
-        raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x} ({error.reason}); "
-            "convert it to UTF-8 or take it out of the folder"
-        ) from error
+    pieces: list[np.ndarray] = []
+    waiting: list[np.ndarray] = []
+    size = 0
+    for ids, begins in parts:
+        if not len(ids):
+            continue
+        waiting += [end, ids] if begins and (pieces or waiting) else [ids]
+        size += len(ids)
+        if size >= PIECE:
+            pieces.append(np.concatenate(waiting))
+            waiting, size = [], 0
+    return [*pieces, np.concatenate(waiting)] if waiting else pieces

@@ -24,7 +24,7 @@ class Manifest:
     settings: the command's flags that decide what is written.
     tokenizer: its name, vocab_size, and the sha256 of its vocabulary.
     sources: name, and size in bytes and sha256 of a file, or revision of a data set; those that were begun.
-    documents, bytes, tokens: how much is in all shards together; bytes of UTF-8.
+    documents, bytes, tokens: how much is in all shards together; bytes of UTF-8. left_out: bad rows that are not.
     shards: file, tokens and sha256 of each, in order.
     resume: None when all is done, else where the next shard begins (gpt2c.data.prepare).
     """
@@ -36,6 +36,7 @@ class Manifest:
     documents: int = 0
     bytes: int = 0
     tokens: int = 0
+    left_out: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
     resume: dict[str, Any] | None = None
 
@@ -58,6 +59,23 @@ def read(folder: Path) -> Manifest:
     return manifest
 
 
+def is_one(path: Path) -> bool:
+    """Whether a file of that name is a manifest of `gpt2c prepare`, and not another program's."""
+    with reading("manifest", path):
+        raw = path.read_bytes()
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"gpt2c", "shards", "resume"} <= found.keys()
+
+
+def require_complete(folder: Path) -> None:
+    """Raises UserError if `gpt2c prepare` has not completed the folder."""
+    if read(folder).resume is not None:
+        raise UserError(f"{folder} is not complete: `gpt2c prepare` was stopped, give the same command to go on")
+
+
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     """What must be the same for the same ids to mean the same text: sha256 is that of each token's length, as 4 bytes,
     and bytes, in the order of the ids."""
@@ -74,9 +92,8 @@ def check(folder: Path, files: Sequence[Path], tokenizer: Tokenizer) -> str:
     Raises UserError if the folder is not complete, has lost or gained a shard, or is another tokenizer's. The shards'
     own sums are not computed: that would read them all.
     """
+    require_complete(folder)
     manifest = read(folder)
-    if manifest.resume is not None:
-        raise UserError(f"{folder} is not complete: `gpt2c prepare` was stopped, give the same command to go on")
     ours = describe(base_of(tokenizer))  # no text has tokens that were added later
     if manifest.tokenizer["sha256"] != ours["sha256"]:
         raise UserError(

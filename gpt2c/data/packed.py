@@ -29,8 +29,16 @@ def inner_suffix(path: Path) -> str:
     return Path(name.removesuffix(packing) if packing in SUFFIXES else name).suffix
 
 
+class Unpacked(io.BufferedReader):
+    """A file's bytes, unpacked. disk: the file as it is, which has been read up to disk.tell()."""
+
+    def __init__(self, raw: io.RawIOBase, disk: io.RawIOBase) -> None:
+        super().__init__(raw, BUFFER)
+        self.disk = disk
+
+
 @contextmanager
-def unpacked(path: Path, start: int = 0) -> Iterator[BinaryIO]:
+def unpacked(path: Path, start: int = 0) -> Iterator[Unpacked]:
     """The file's bytes, unpacked if its name says that it is packed, from byte `start` of them on.
 
     Raises UserError, also for what is read inside the block, if the file is missing, damaged or truncated.
@@ -38,13 +46,14 @@ def unpacked(path: Path, start: int = 0) -> Iterator[BinaryIO]:
     with ExitStack() as stack:
         stack.enter_context(reading("data", path))
         stack.enter_context(_damaged(path))
+        disk = stack.enter_context(path.open("rb", buffering=0))
         suffix = path.suffix.lower()
         if suffix not in SUFFIXES:
-            file = stack.enter_context(path.open("rb", buffering=BUFFER))
+            file = stack.enter_context(Unpacked(disk, disk))
             file.seek(start)
         else:
-            raw = stack.enter_context(_zst(path) if suffix == ".zst" else OPENERS[suffix](path, "rb"))
-            file = io.BufferedReader(raw, BUFFER)
+            raw = _zst(path, disk) if suffix == ".zst" else OPENERS[suffix](disk, "rb")
+            file = stack.enter_context(Unpacked(raw, disk))
             for _ in blocks(file, start):
                 pass
         yield file
@@ -74,21 +83,21 @@ def _damaged(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is truncated or damaged: {reason(error)}; make or fetch it anew") from error
 
 
-def _zst(path: Path) -> io.RawIOBase:
+def _zst(path: Path, disk: io.RawIOBase) -> io.RawIOBase:
     try:
         import zstandard
     except ImportError as error:
         raise UserError(
             f'reading {path} needs the package zstandard: install it with pip install "gpt2c[data]"'
         ) from error
-    return _Zst(path, zstandard)
+    return _Zst(disk, zstandard)
 
 
 class _Zst(io.RawIOBase):
     """The frames of a .zst file, one after the other. zstandard's own reader takes a truncated file for a whole one."""
 
-    def __init__(self, path: Path, zstandard) -> None:
-        self._file = path.open("rb")
+    def __init__(self, disk: io.RawIOBase, zstandard) -> None:
+        self._file = disk
         self._error = zstandard.ZstdError
         self._new_frame = lambda: zstandard.ZstdDecompressor().decompressobj()
         self._frame = None  # None between two frames
@@ -96,10 +105,6 @@ class _Zst(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
     def readinto(self, target: memoryview) -> int:
         while not self._unpacked:

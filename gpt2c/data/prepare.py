@@ -2,29 +2,34 @@
 
 The tokens are one sequence, each document after an end-of-text id, cut into shards of a fixed length. The bytes written
 depend on the sources and the settings alone, not on the number of processes nor on interruptions: after each shard the
-manifest holds where the next begins, as the position of the batch of texts that it begins in and the number of that
+manifest holds where the next begins, as the place of the batch of texts that it begins in and the number of that
 batch's tokens that are written already.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import gpt2c
 from gpt2c.data import manifest
-from gpt2c.data.encode import batches, encoded
-from gpt2c.data.inputs import open_inputs
+from gpt2c.data.encode import Batch, Place, batches, encoded
+from gpt2c.data.inputs import open_inputs, require_outside
 from gpt2c.data.manifest import Manifest
 from gpt2c.data.packed import sha256
+from gpt2c.data.rows import Rows
 from gpt2c.data.shards import HEADER_BYTES
-from gpt2c.data.sources import Source
+from gpt2c.data.sources import Changed, Source
 from gpt2c.data.writer import ShardWriter
 from gpt2c.errors import UserError
-from gpt2c.files import reading, writing
+from gpt2c.files import reading
+from gpt2c.lock import locked
 from gpt2c.tokenizer import get_tokenizer
+from gpt2c.words import counted
 
 MOST_TOKENS = 2**31 - 1  # of a shard: its header holds an int32
 
@@ -46,66 +51,110 @@ class Settings:
                 raise UserError(f"--{flag}-tokens is {value}, expected {least} to {MOST_TOKENS}")
 
 
-def prepare(settings: Settings, out: Path, workers: int, progress: Callable[[int, int], None]) -> Manifest:
+class Progress(NamedTuple):
+    """How far a preparation is: bytes of text and tokens of a batch more; bytes of the inputs that have been read, and
+    all of them, None if unknown."""
+
+    bytes: int
+    tokens: int
+    consumed: int
+    size: int | None
+
+
+def prepare(
+    settings: Settings,
+    out: Path,
+    workers: int,
+    progress: Callable[[Progress], None] = lambda _: None,
+    leave_out_bad_rows: bool = False,
+) -> Manifest:
     """Write shards and manifest.json into `out`, a new or empty folder, or go on in one where it was interrupted.
 
-    workers: number of processes that tokenise. progress: called with each batch's bytes of text and tokens. Raises
-    UserError for anything that is wrong with inputs or folder; complete shards stay.
+    workers: number of processes that tokenise. progress: called after each batch. leave_out_bad_rows: rows without a
+    text are left out and counted, and do not end it. Raises UserError for anything that is wrong with inputs or folder;
+    complete shards stay, and without one nothing does.
     """
-    sources = open_inputs(settings.inputs, settings.field)
-    _require_outside(out, settings.inputs)
-    done = _open_folder(settings, out)
-    if done.resume is not None:
-        _go_on(sources, done)
-        _write(sources, done, out, workers, progress)
+    rows = Rows(settings.field, leave_out_bad_rows)
+    sources = open_inputs(settings.inputs, rows)
+    require_outside(out, settings.inputs)
+    with locked(out, "preparing"):
+        done = _open_folder(settings, out)
+        if done.resume is not None:
+            try:
+                place = _go_on(sources, rows, done)
+                _write(sources, rows, place, done, out, workers, progress)
+            except BaseException:
+                if not done.shards:
+                    (out / manifest.NAME).unlink(missing_ok=True)
+                raise
+    if rows.left_out:
+        warnings.warn(rows.summary, stacklevel=2)
     return done
 
 
 def _write(
-    sources: Sequence[Source], done: Manifest, out: Path, workers: int, progress: Callable[[int, int], None]
+    sources: Sequence[Source],
+    rows: Rows,
+    start: Place,
+    done: Manifest,
+    out: Path,
+    workers: int,
+    progress: Callable[[Progress], None],
 ) -> None:
-    settings = Settings(**done.settings)
+    settings, skipped = Settings(**done.settings), done.resume["skip"]
+    sizes = [source.size for source in sources]
+    size = None if None in sizes else sum(sizes)
 
     def begin(number: int) -> None:
         done.sources[number:] = [sources[number].identity()]
 
-    start, skipped = dict(done.resume), done.resume["skip"]
-    work = encoded(batches(sources, start["source"], begin), settings.tokenizer, workers)
+    work = encoded(batches(sources, rows, start, begin), settings.tokenizer, workers)
     with closing(work), ShardWriter(out, settings.val_tokens, settings.shard_tokens, done.shards) as writer:
         for batch, ids in work:
+            if skipped:
+                _require_same_texts(batch, done)
             written, skipped = skipped, 0
             while written < len(ids):
                 complete = len(done.shards)
                 written += writer.write(ids[written:])
                 if len(done.shards) > complete:
                     done.tokens = sum(shard["tokens"] for shard in done.shards)
-                    done.resume = {**start, "skip": written}
+                    done.resume = {**asdict(start), "skip": written, "end": batch.end.digest}
                     done.save(out)
             done.documents += batch.documents
             done.bytes += batch.bytes
-            start = {"source": batch.source, "position": batch.position}
-            progress(batch.bytes, len(ids))
+            done.left_out = batch.left_out
+            start = batch.end
+            progress(Progress(batch.bytes, len(ids), batch.consumed, size))
         total = sum(shard["tokens"] for shard in done.shards) + writer.count
         if total <= settings.val_tokens:
+            bad = f" ({rows.summary})" if rows.left_out else ""
             raise UserError(
-                f"{' '.join(settings.inputs)} gives {total} tokens, of which --val-tokens {settings.val_tokens} leaves "
-                "none to train on: give more text or fewer --val-tokens"
+                f"{' '.join(settings.inputs)} gives {counted(total, 'token')}{bad}, of which --val-tokens "
+                f"{settings.val_tokens} leaves none to train on: give more text or fewer --val-tokens"
             )
         writer.finish()
     done.tokens, done.resume = total, None
     done.save(out)
 
 
+def _require_same_texts(batch: Batch, done: Manifest) -> None:
+    """UserError if the batch, of which some tokens are written already, is not the one that they are of."""
+    if batch.end.digest != done.resume.get("end", batch.end.digest):
+        names = ", ".join(source["name"] for source in done.sources[done.resume["source"] :][:3])
+        raise UserError(
+            f"{names} has changed in what was read before the preparation was stopped: begin anew with an empty --out"
+        )
+
+
 def _open_folder(settings: Settings, out: Path) -> Manifest:
     """The manifest in `out`, or a new one there. Nothing is lost by beginning anew where no shard is complete."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     with reading("folder", out):
         found = {path for path in out.iterdir() if not path.name.startswith(".")}
     done = manifest.read(out) if out / manifest.NAME in found else None
     if done is None or not done.shards:
         done = Manifest(gpt2c.__version__, asdict(settings), manifest.describe(get_tokenizer(settings.tokenizer)))
-        done.resume = {"source": 0, "position": None, "skip": 0}
+        done.resume = {**asdict(Place()), "skip": 0}
     _require_same(done, settings, out)
     expected = {out / manifest.NAME, *(out / shard["file"] for shard in done.shards)}
     # The last one may have been finished just before the program was killed.
@@ -137,22 +186,39 @@ def _require_same(done: Manifest, settings: Settings, out: Path) -> None:
             )
 
 
-def _go_on(sources: Sequence[Source], done: Manifest) -> None:
-    """Put the sources where the next shard begins. Raises UserError if one that was begun has changed."""
-    first = done.resume["source"]
-    del done.sources[first + 1 :]
+def _go_on(sources: Sequence[Source], rows: Rows, done: Manifest) -> Place:
+    """Put the sources where the next shard begins; returns that place. Raises UserError if what was read has changed:
+    a source that was read to its end, or the texts of the last one before that place."""
+    place = Place(**{name: value for name, value in done.resume.items() if name not in ("skip", "end")})
+    del done.sources[place.source + 1 :]
     if len(sources) < len(done.sources):
         raise UserError(
             f"the preparation began with {done.sources[len(sources)]['name']}, which is no longer an input: put "
             "it back, or begin anew with an empty --out"
         )
-    for source, recorded in zip(sources, done.sources, strict=False):
-        source.go_on(recorded)
-    if done.resume["position"] is not None:
-        sources[first].position = done.resume["position"]
+    for number, (source, recorded) in enumerate(zip(sources, done.sources, strict=False)):
+        try:
+            source.go_on(recorded)
+            if number == place.source and place.position is not None:
+                _enter(source, place)
+        except Changed:
+            if number < place.source or "end" not in done.resume or not _reread(source, place):
+                raise
+            warnings.warn(f"{source.name} has changed, but not in what was read of it: going on with it", stacklevel=2)
+    rows.left_out, rows.first = done.left_out, ""
+    return place
 
 
-def _require_outside(out: Path, inputs: Sequence[str]) -> None:
-    for name in inputs:
-        if Path(name).is_dir() and out.resolve().is_relative_to(Path(name).resolve()):
-            raise UserError(f"--out {out} lies in the input {name}, so that it would be read: give another folder")
+def _enter(source: Source, place: Place) -> None:
+    if place.position.keys() != source.position.keys():
+        raise UserError(f"{source.name} was begun by another version of gpt2c: begin anew with an empty --out")
+    source.position = place.position
+
+
+def _reread(source: Source, place: Place) -> bool:
+    """Whether the source still begins with the texts before `place`; it is there then."""
+    here = Place(place.source, digest=place.source_digest, source_digest=place.source_digest)
+    with closing(iter(source)) as texts:
+        while here.texts < place.texts and (text := next(texts, None)) is not None:
+            here = here.after(text)
+    return here.digest == place.digest

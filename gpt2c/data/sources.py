@@ -1,4 +1,4 @@
-"""What `gpt2c prepare` reads: files of text, and from gpt2c.data.rows files and data sets of rows.
+"""What `gpt2c prepare` and `gpt2c train` read: texts, and from gpt2c.data.rows and its neighbours sources of rows.
 
 A source is read from any earlier `position` on, and then gives exactly what it would have given next.
 """
@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import io
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from gpt2c.data.packed import BUFFER, blocks, sha256, unpacked
+from gpt2c.data.encoding import begin_text, not_utf8, warn_if_rows
+from gpt2c.data.packed import BUFFER, Unpacked, blocks, sha256, unpacked
 from gpt2c.errors import UserError
+from gpt2c.files import reading
 
 PIECE = 2**20
 # The end of what GPT-2's pattern never joins to what follows: no match holds a character that is not white space and,
-# after it, a space or a line feed, and none looks further ahead than the first character that is not white space.
-SAFE_END = re.compile(r"(?s:.*)\S(?=[ \n])")
+# after it, a space or a line's end, and none looks further ahead than the first character that is not white space.
+SAFE_END = re.compile(r"(?s:.*)\S(?=[ \r\n])")
 
 
 class Text(NamedTuple):
@@ -33,10 +37,18 @@ class Text(NamedTuple):
     """Bytes in UTF-8."""
 
 
+class Changed(UserError):
+    """A source is not what an interrupted command has recorded."""
+
+
 class Source(ABC):
     """Gives Texts when iterated over. `position` can be kept as JSON; setting it lets the iteration begin there."""
 
     position: dict[str, Any]
+    size: int | None = None
+    """Bytes to read in all, None if unknown."""
+    consumed: int = 0
+    """Bytes of them that have been read."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -49,9 +61,9 @@ class Source(ABC):
         """What the manifest says about it."""
 
     def go_on(self, recorded: dict[str, Any]) -> None:
-        """Raise UserError if it is not what an interrupted command has recorded."""
+        """Raise Changed if it is not what an interrupted command has recorded."""
         if self.identity() != recorded:
-            raise UserError(
+            raise Changed(
                 f"{self.name} has changed since the preparation began: expected {recorded}, found {self.identity()}; "
                 "begin anew with an empty --out"
             )
@@ -63,6 +75,8 @@ class File(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self.path = path
+        with reading("data", path):
+            self.size = path.stat().st_size
         self._identity: dict[str, Any] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -73,15 +87,27 @@ class File(Source):
         return self._identity
 
 
+@contextmanager
+def opened_text(path: Path, start: int = 0) -> Iterator[tuple[Unpacked, int]]:
+    """The unpacked bytes of a file of text from byte `start` on, and the byte that they begin at: a byte order mark at
+    the front is passed over. UserError if what is at the front is no UTF-8 text."""
+    with unpacked(path, start) as file:
+        yield file, start or begin_text(file, str(path))
+
+
 class TextFile(File):
     """A UTF-8 text, which is one document. position: byte of the unpacked file."""
 
     position = {"byte": 0}
 
     def __iter__(self) -> Iterator[Text]:
-        with unpacked(self.path, self.position["byte"]) as file:
-            for text in pieces(file, self.name, self.position["byte"]):
-                self.position = {"byte": self.position["byte"] + text.size}
+        byte = self.position["byte"]
+        with opened_text(self.path, byte) as (file, start):
+            if not byte:
+                warn_if_rows(file, self.name)
+            for text in pieces(file, self.name, start, begins=not byte):
+                start += text.size
+                self.position, self.consumed = {"byte": start}, file.disk.tell()
                 yield text
 
 
@@ -97,7 +123,7 @@ class StandardInput(Source):
         """What has been read comes again, and is compared then."""
 
     def __iter__(self) -> Iterator[Text]:
-        digest, start = hashlib.sha256(), self.position["bytes"]
+        digest, start, name = hashlib.sha256(), self.position["bytes"], "the standard input"
         file = sys.stdin.buffer
         for block in blocks(file, start):
             digest.update(block)
@@ -106,22 +132,29 @@ class StandardInput(Source):
                 f"the standard input's first {start} bytes are not those that the interrupted command has read: "
                 "give the same input, or begin anew with an empty --out"
             )
-        for text in pieces(file, "the standard input", start):
+        begins = not start
+        if begins:
+            start = begin_text(file, name)
+            digest.update(codecs.BOM_UTF8[:start])
+            warn_if_rows(file, name)
+        for text in pieces(file, name, start, begins):
             digest.update(text.text.encode())
-            self.position = {"bytes": self.position["bytes"] + text.size, "sha256": digest.hexdigest()}
+            start += text.size
+            self.position = {"bytes": start, "sha256": digest.hexdigest()}
             yield text
 
 
-def pieces(file: BinaryIO, name: str, start: int) -> Iterator[Text]:
+def pieces(file: io.BufferedIOBase, name: str, start: int, begins: bool) -> Iterator[Text]:
     """A text in pieces of at most 2**20 characters, cut where GPT-2's tokens of the pieces are those of the whole.
 
-    The cut is before the last space or line feed that follows a character that is not white space. In 2**20 characters
+    The cut is before the last space or line end that follows a character that is not white space. In 2**20 characters
     without such a place it is at their end, and there alone tokens may differ from the whole's.
 
-    start: the byte that `file` is at. Raises UserError, with the byte, if it is not UTF-8.
+    start: the byte that `file` is at. begins: whether the document begins there. Raises UserError, with the byte, if it
+    is not UTF-8 text.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    buffer, read, begins, ended = "", start, start == 0, False
+    buffer, read, ended = "", start, False
     while not ended or buffer:
         while not ended and len(buffer) <= PIECE:
             block = file.read(BUFFER)
@@ -131,6 +164,11 @@ def pieces(file: BinaryIO, name: str, start: int) -> Iterator[Text]:
                 buffer += decoder.decode(block, final=ended)
             except UnicodeDecodeError as error:
                 raise not_utf8(name, read - waiting, error) from error
+            if b"\0" in block:
+                raise UserError(
+                    f"{name} is no text: byte {read + block.index(0)} is 0, as in binary files and UTF-16; convert it "
+                    "to UTF-8 or leave it out"
+                )
             read += len(block)
         end = safe_end(buffer)
         if end or begins:
@@ -144,11 +182,3 @@ def safe_end(text: str) -> int:
         return len(text)
     found = SAFE_END.match(text, 0, PIECE + 1)
     return found.end() if found else PIECE
-
-
-def not_utf8(name: str, start: int, error: UnicodeDecodeError) -> UserError:
-    """The error for bytes that could not be decoded, the first of which is byte `start` of the source."""
-    return UserError(
-        f"{name} is not UTF-8 text: byte {start + error.start} is 0x{error.object[error.start]:02x} ({error.reason}); "
-        "convert it to UTF-8 or leave it out"
-    )
