@@ -13,6 +13,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
     # Imported here: it takes most of a second, which `gpt2c sample` need not wait for. The Agg canvas needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     train = np.array([(row["step"], row["loss"]) for row in rows if "loss" in row], dtype=float).reshape(-1, 2)
     val = np.array([(row["step"], row["val_loss"]) for row in rows if "val_loss" in row], dtype=float).reshape(-1, 2)
@@ -33,6 +34,7 @@ def loss_curve(rows: Sequence[Mapping[str, float]]) -> bytes:
             arrowprops={"arrowstyle": "-", "color": "#a63603", "linewidth": 0.8},
         )
     axes.set(xlabel="step", ylabel="cross-entropy loss (nats per token)", title="Training of a GPT-2 with gpt2c")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

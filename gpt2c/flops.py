@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
 import torch
 
+from gpt2c.bench.machine import ProcessorTime
 from gpt2c.config import GPT2Config
 from gpt2c.ops.matmul import multiply
+
+TRIES = 5  # of a CPU's peak, until nothing else runs
+MOST_BUSY = 0.5  # cores that others may keep busy meanwhile
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,31 @@ def flops_per_token(sizes: GPT2Config, context: int) -> float:
     return 6.0 * sizes.num_parameters() + 6.0 * sizes.n_layer * sizes.n_embd * context
 
 
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """What the device can do at best: a GPU's from its data sheet, None for one that is not listed; a CPU's measured,
-    as the best of eight products of 1024 x 1024 matrices, 50 to 100 ms."""
+def peak_flops(device: torch.device, precision: str, world: int = 1) -> float | None:
+    """What the devices of `world` processes can do at best: a GPU's from its data sheet, None for one that is not
+    listed; a CPU's measured, None where other processes keep it busy.
+
+    Of several processes on a CPU each measures its share while the others do, so that strangers are not noticed.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         found = max((gpu for gpu in GPUS if gpu in name), key=len, default=None)
-        return None if found is None else GPUS[found].flops_32 if precision == "fp32" else GPUS[found].flops_16
+        return (
+            None if found is None else world * (GPUS[found].flops_32 if precision == "fp32" else GPUS[found].flops_16)
+        )
+    for _ in range(TRIES):
+        before = ProcessorTime.now()
+        rate = product_rate()
+        after = ProcessorTime.now()
+        if world > 1 or before is None or after is None:  # or where the system does not tell
+            return world * rate
+        if after.others_since(before) * (os.cpu_count() or 1) <= MOST_BUSY:
+            return rate
+    return None
+
+
+def product_rate() -> float:
+    """Operations a second of a CPU: the best of eight products of 1024 x 1024 matrices, 50 to 100 ms."""
     a, b, out = (torch.ones(1024, 1024) for _ in range(3))
     times = []
     for _ in range(8):

@@ -82,7 +82,7 @@ def opened(config: TrainConfig, resume: bool, group: Processes) -> Iterator[Trai
     with contextlib.ExitStack() as stack:
         sinks = open_sinks(t.config, t.run.folder, t.step if resume else None)
         t.sinks = group.first_does(lambda: stack.enter_context(sinks)) or []
-        if resume:
+        if resume and t.step < t.config.steps:  # of a run that has ended nothing goes on
             t.log(event="resume", reason=f"from {t.checkpoint.name if t.checkpoint else 'the start'}{where(t, ', ')}")
         yield t
     # What holds on to the group of processes must be gone before it is: gloo waits for peers that have left.

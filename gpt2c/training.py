@@ -263,13 +263,12 @@ def facts_of(sizes: GPT2Config, config: TrainConfig, precision: str, processes: 
     facts |= {"device": str(processes.device.type), "processes": str(processes.world), "precision": precision}
     if processes.device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(processes.device)
-    peak = peak_flops(processes.device, precision)
     return {
         "job": job(),
         "machine": facts,
         "parameters": sizes.num_parameters(),
         "flops_per_token": flops_per_token(sizes, config.context),
-        "peak_flops": peak and peak * processes.world,
+        "peak_flops": peak_flops(processes.device, precision, processes.world),
     }
 
 

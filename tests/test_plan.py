@@ -17,8 +17,9 @@ from gpt2c.errors import UserError
 from gpt2c.flops import GPUS, flops_per_token
 from gpt2c.lora import add_lora, freeze
 from gpt2c.model import GPT2
-from gpt2c.plan.memory import CUDA_CONTEXT, SCATTERED, SHARE, Place, disk, largest_batch, learned, plan_memory
-from gpt2c.plan.speed import _alone, hours
+from gpt2c.plan import summary
+from gpt2c.plan.memory import CUDA_CONTEXT, MOST, SCATTERED, SHARE, Place, disk, largest_batch, learned, plan_memory
+from gpt2c.plan.speed import STARTING, _alone, by_data_sheet, hours
 from gpt2c.plan.trial import LEAST, SECONDS, SHARE_OF_PEAK, empty_process, size_of_trial, try_out
 from gpt2c.settings import TrainConfig, load_recipe
 from gpt2c.tokenizer import get_tokenizer
@@ -111,7 +112,7 @@ def test_data_are_the_text_and_the_batches_of_four_steps() -> None:
 
 
 def test_a_trial_is_short_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2c.plan.trial.peak_flops", lambda device, precision: 100e9)
+    monkeypatch.setattr("gpt2c.plan.trial.product_rate", lambda: 100e9)
     cpu = torch.device("cpu")
     affordable = SECONDS * SHARE_OF_PEAK * 100e9
     assert size_of_trial(RUN, affordable / 1e6, cpu, 10, 1024) == (64, 10)
@@ -166,6 +167,42 @@ def test_the_command_plans_for_a_gpu(capsys: pytest.CaptureFixture, tmp_path: Pa
         assert words in out
 
 
+def test_a_small_model_on_a_large_gpu_is_bound_by_python(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """Not 29 million tokens a second, which the data sheet's operations would make of the demo."""
+    path = tmp_path / "plan.json"
+    assert main(["plan", "demo", "--gpu", "H100", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert found["tokens_per_second"] == pytest.approx(8 * 128 / (5 * STARTING))
+    assert "tokens a second: 5 ms of Python for each micro-step of 4 layers" in capsys.readouterr().out
+    accumulating = dataclasses.replace(load_recipe("demo"), accumulation=4)
+    for processes in (1, 2, 4):
+        speed = by_data_sheet(accumulating, accumulating.model_config(257), "H100", "bf16", 0.35, processes)
+        assert speed.rate == pytest.approx(processes * found["tokens_per_second"])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(29_554_188, "29,600,000"), (32_300.4, "32,300"), (100.4, "100"), (99.96, "100"), (6.184, "6.18"),
+     (0.0123, "0.0123"), (1e-5, "under 0.001"), (0.0, "0")],
+)  # fmt: skip
+def test_estimates_have_three_digits_and_no_exponent(value: float, shown: str) -> None:
+    assert summary.short(value) == shown
+
+
+def test_a_batch_without_a_cap() -> None:
+    """The number is the largest that fits, and one at which the search ends is told as such."""
+    config = TrainConfig(n_layer=1, n_head=1, n_embd=16, context=16)
+    sizes, place = config.model_config(257), Place("cpu", "fp32", 0.0)
+    most = largest_batch(config, sizes, place, 4e9)
+    assert 1024 < most < MOST
+    total = [plan_memory(dataclasses.replace(config, batch_size=n), sizes, place).total for n in (most, most + 1)]
+    assert total[0] <= SHARE * 4e9 < total[1]
+    assert largest_batch(config, sizes, place, float("inf")) == MOST
+    memory = plan_memory(config, sizes, place)
+    words = [summary.memory_table(config, memory, memory, 4e9, n).splitlines()[-1] for n in (most, MOST)]
+    assert words[0].endswith(f"fits; at most {most:,} windows would") and words[1].endswith("fits; so would 1,048,576")
+
+
 def test_every_setting_is_a_flag(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text("dropout = 0.1\nlora_rank = 4\nsteps = 3\ncontext = 64\n")
@@ -197,7 +234,11 @@ def test_the_command_measures_this_machine(
     seconds = (found["tokens"] + 2 * 64 / 3) / found["tokens_per_second"]
     assert found["hours"] == pytest.approx(seconds / 3600)
     out = capsys.readouterr().out
-    assert "times the data" in out and "minutes" in out and "2 steps of 2 x 16 tokens measured here" in out
+    assert (
+        "times the data" in out
+        and "seconds, with evaluations" in out
+        and "2 steps of 2 x 16 tokens measured here" in out
+    )
     assert found["memory"]["data"] > 2 * 20_000, "the text's ids"
     assert not (tmp_path / "run").exists()
 

@@ -15,6 +15,8 @@ import tiny
 import torch
 from browser import NO_NETWORK, QUIET, needs_chromium
 
+from gpt2c import flops
+from gpt2c.bench.machine import ProcessorTime
 from gpt2c.cli import main
 from gpt2c.commands.report import names
 from gpt2c.errors import UserError
@@ -99,6 +101,39 @@ def test_known_curves_stand_beside_gpt2s_tokens_only(make: Callable, tmp_path: P
 def test_mfu_is_the_share_of_the_peak(make: Callable) -> None:
     (curve,) = traces(make("run"), "mfu", "line")
     assert curve["y"][:2] == pytest.approx([101 * 2e3 / 1e6, 102 * 2e3 / 1e6])
+
+
+def test_an_mfu_over_the_peak_is_unknown(make: Callable, tmp_path: Path) -> None:
+    """Its peak was measured on a busy processor, or could not be."""
+    for name, peak in (("over", 139 * 2e3), ("none", None), ("exact", 140 * 2e3)):
+        run = make(name)
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(record | {"peak_flops": peak}))
+        shown = write(tmp_path, run)
+        known = name == "exact"
+        assert [figure["id"] for figure in figures([read_run(run, name)])].count("mfu") == known
+        facts = dict(re.findall(r"<dt>([^<]*)</dt>\s*<dd>([^<]*)</dd>", shown))
+        assert facts["MFU"] == ("86.1%" if known else "unknown")
+
+
+@pytest.mark.parametrize(("busy", "expected"), [([0.0], 1), ([1.5, 1.5, 0.2], 3), ([1.5] * 5, None)])
+def test_the_peak_is_measured_while_nothing_else_runs(
+    monkeypatch: pytest.MonkeyPatch, busy: list[float], expected: int | None
+) -> None:
+    """busy: cores of the two that others take, at each try; a try's number is its rate."""
+    now, tries = [ProcessorTime(0.0, 0.0, 0.0)], []
+
+    def product_rate() -> float:
+        tries.append(None)
+        now[0] = ProcessorTime(now[0].capacity + 2, now[0].all + busy[len(tries) - 1] + 0.5, now[0].own + 0.5)
+        return float(len(tries))
+
+    monkeypatch.setattr(ProcessorTime, "now", classmethod(lambda cls: now[0]))
+    monkeypatch.setattr(flops, "product_rate", product_rate)
+    monkeypatch.setattr(flops.os, "cpu_count", lambda: 2)
+    assert flops.peak_flops(torch.device("cpu"), "fp32") == expected and len(tries) == len(busy)
+    busy.append(1.9)
+    assert flops.peak_flops(torch.device("cpu"), "fp32", world=3) == 3 * len(tries)  # the others are its own
 
 
 def add(run: Path, *rows: dict[str, Any]) -> None:
@@ -226,7 +261,10 @@ const tell = name => {
   told[name] = [xaxis.range[1], yaxis.type, yaxis.range[1], curves, document.documentElement.dataset.theme];
 };
 tell("first");
+const before = document.getElementById("hellaswag")._fullLayout.yaxis.range;
 for (const id of ["by-tokens", "log", "start", "dark"]) press(id);
+const scores = document.getElementById("hellaswag");
+told.scores = [before, scores._fullLayout.yaxis.range];
 const input = document.getElementById("smoothing");
 input.value = 10;
 input.dispatchEvent(new Event("input"));
@@ -237,6 +275,9 @@ told.smooth = [line.y[0], line.y[20]];
 const plane = loss.querySelector(".nsewdrag"), box = plane.getBoundingClientRect();
 const at = { bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + 50 };
 for (const kind of ["mouseover", "mousemove"]) plane.dispatchEvent(new MouseEvent(kind, at));
+state.tokens = false;
+draw({ ...FIGURES[1], traces: FIGURES[1].traces.map(t => ({ ...t, x: t.x.slice(0, 3), y: t.y.slice(0, 3) })) });
+told.ticks = document.getElementById("lr")._fullLayout.xaxis._vals.map(tick => tick.x);
 const output = Object.assign(document.createElement("output"), { id: "told", textContent: JSON.stringify(told) });
 document.body.append(output);
 }</script></body>"""
@@ -281,6 +322,11 @@ def test_its_buttons_work(make: Callable, tmp_path: Path) -> None:
     # The mean over five steps on either side of step 21, a quarter of its index.
     expected = sum(9 / step + 2 for step in range(16, 27)) / 11
     assert told["smooth"] == pytest.approx([11, expected], abs=1e-4)
+    (low, high), (lowest, highest) = told["scores"]  # of scores that are all 0.27, and of those that are known, too
+    assert (
+        0.26 < low < 0.27 < high < 0.28 and lowest < 0.25 and highest > max(value.acc_norm for value in known.HELLASWAG)
+    )
+    assert told["ticks"] == [0, 1, 2, 3]
     hover = re.search(r'<g class="hoverlayer">(.*?)</svg>', shown.stdout, re.DOTALL)[1]
     told = ["1600", "other: training : 2.1827", "a&lt;i&gt;b: validation : 2.68", "other: validation : 2.68"]
     assert re.findall(r">([^<>]+)<", hover) == told

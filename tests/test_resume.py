@@ -137,6 +137,7 @@ def test_a_finished_run_has_nothing_to_do_and_can_go_on(tmp_path: Path) -> None:
     first = train(tiny.config(tmp_path))
     again = train(tiny.config(tmp_path), resume=True)
     assert again.step == 8 and again.sample is None and again.checkpoint == first.checkpoint
+    assert not any("event" in json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     longer = train(tiny.config(tmp_path, steps=10, eval_every=5, keep=1, log_every=2), resume=True)
     assert longer.step == 10
     assert [row["step"] for row in tiny.metrics(tmp_path / "run") if "loss" in row] == [*range(1, 9), 10]

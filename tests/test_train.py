@@ -186,6 +186,18 @@ def test_the_curve_of_few_and_many_rows() -> None:
         assert png.startswith(b"\x89PNG") and len(png) > 5000
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 5000])
+def test_the_curve_has_no_half_of_a_step(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    made: list[Figure] = []
+    init = Figure.__init__
+    monkeypatch.setattr(Figure, "__init__", lambda self, **how: (init(self, **how), made.append(self))[0])
+    loss_curve([{"step": i, "loss": 5.0 - i / steps} for i in range(1, steps + 1)])
+    ticks = made[0].axes[0].get_xticks()
+    assert len(ticks) and all(tick == round(tick) for tick in ticks)
+
+
 def test_without_a_terminal_there_are_few_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     clock = iter(float(second) for second in range(10**6))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

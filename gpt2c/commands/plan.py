@@ -134,7 +134,7 @@ class Plan:
     def _speed(self, config: TrainConfig, sizes: GPT2Config, place: Place, most: int) -> Speed | None:
         """None where it is not wanted, or cannot be measured, which is said."""
         if self.gpu:
-            return by_data_sheet(sizes, config.context, self.gpu, place.precision, self.mfu, self.processes)
+            return by_data_sheet(config, sizes, self.gpu, place.precision, self.mfu, self.processes)
         if self.trial_steps and not most:
             print("speed          not measured: not one window fits into the memory")
         return by_trial(config, sizes, self.trial_steps, most, self.processes) if self.trial_steps and most else None

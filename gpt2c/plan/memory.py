@@ -25,7 +25,7 @@ HOLES_RECOMPUTING = {"cpu": 1.0, "cuda": 0.0}
 SCATTERED = 0.7
 CUDA_CONTEXT = 500e6  # of the driver and its libraries, in each process
 SHARE = 0.95  # of the free memory that a run may plan to take
-MOST = 1024  # windows of a micro-step that are looked at
+MOST = 2**20  # windows of a micro-step that are looked at: no data has so many at once
 # Steps whose batches are there at once: the one that runs, two that wait (gpt2c/data/prefetch.py), one that is made.
 PREFETCHED = 4
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt2c.plan.memory import SHARE, Memory
+from gpt2c.plan.memory import MOST, SHARE, Memory
 from gpt2c.plan.speed import Speed
 from gpt2c.settings import TrainConfig
 from gpt2c.step import tokens_per_step
@@ -16,7 +16,9 @@ def memory_table(config: TrainConfig, as_is: Memory, other: Memory, room: float,
         lines.append(f"  {name:12} {gb(size):>14}  {gb(other.rows()[name]):>14}")
     lines.append(f"  {'peak':12} {gb(as_is.total):>14}  {gb(other.total):>14}   of {gb(room)}")
     state = "fits" if as_is.total <= SHARE * room else "does not fit"
-    at_most = f"at most {most} windows would" if most else "not one window would"
+    at_most = f"at most {most:,} windows would" if most else "not one window would"
+    if most == MOST:
+        at_most = f"so would {most:,}"
     lines.append(f"  {config.batch_size} windows of {config.context} tokens in a micro-step: {state}; {at_most}")
     return "\n".join(lines)
 
@@ -25,9 +27,9 @@ def work_lines(config: TrainConfig, per_token: float, learned: int | None) -> st
     """Operations and tokens. learned: tokens of the training split, None where the data are not there yet."""
     of_step = tokens_per_step(config)
     tokens = of_step * config.steps
-    seen = f"{config.data} is not there yet" if learned is None else f"{tokens / learned:.3g} times the data"
+    seen = f"{config.data} is not there yet" if learned is None else f"{short(tokens / learned)} times the data"
     return (
-        f"operations     {per_token / 1e9:.3g} GFLOP a token, {per_token * of_step:.3g} FLOP a step, "
+        f"operations     {short(per_token / 1e6)} MFLOP a token, {per_token * of_step:.3g} FLOP a step, "
         f"{per_token * tokens:.3g} FLOP in all\n"
         f"tokens         {of_step:,} a step, {tokens:,} in {config.steps:,} steps; {seen}"
     )
@@ -35,9 +37,11 @@ def work_lines(config: TrainConfig, per_token: float, learned: int | None) -> st
 
 def time_lines(speed: Speed, hours: float) -> str:
     """Tokens a second and the time of the run, its evaluations included."""
-    time = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    seconds = 3600 * hours
+    time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{short(seconds)} seconds"
+    time = f"{hours:,.1f} hours" if hours >= 1 else time
     days = f", {hours / 24:,.1f} days" if hours > 48 else ""
-    rate = f"speed          {speed.rate:,.0f} tokens a second: {speed.source}"
+    rate = f"speed          {short(speed.rate)} tokens a second: {speed.source}"
     return f"{rate}\ntime           {time}{days}, with evaluations"
 
 
@@ -48,5 +52,16 @@ def disk_line(config: TrainConfig, total: float, each: float) -> str:
     )
 
 
+def short(value: float) -> str:
+    """Three digits, which is what an estimate has, and never an exponent."""
+    return (
+        f"{float(f'{value:.3g}'):,.0f}"
+        if value >= 100
+        else f"{value:.3g}"
+        if value >= 0.001 or not value
+        else "under 0.001"
+    )
+
+
 def gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.2f} MB" if 0 < size < 5e6 else f"{size / 1e9:.2f} GB"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from gpt2c.errors import UserError, reason
-from gpt2c.flops import peak_flops
+from gpt2c.flops import product_rate
 from gpt2c.settings import TrainConfig
 
 EMPTY = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context": 16, "batch_size": 1, "accumulation": 1, "steps": 2}
@@ -42,10 +42,9 @@ def size_of_trial(
     window and LEAST steps. per_window: operations. most: windows that fit into the memory.
     """
     windows = min(config.batch_size, most)
-    peak = peak_flops(device, "fp32") if device.type == "cpu" else None
-    if peak is None:
+    if device.type != "cpu":
         return windows, steps
-    affordable = SECONDS * SHARE_OF_PEAK * peak / per_window
+    affordable = SECONDS * SHARE_OF_PEAK * product_rate() / per_window
     windows = max(1, min(windows, int(affordable / steps)))
     return windows, min(steps, max(LEAST, int(affordable / windows)))
 

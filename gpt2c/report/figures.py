@@ -71,14 +71,8 @@ def _noisy(runs: Sequence[RunData], key: str, what: str = "") -> list[Trace]:
 
 
 def _mfu(runs: Sequence[RunData]) -> list[Trace]:
-    """flops_per_token * tok_per_s / peak_flops, of the runs that know them."""
-    traces = []
-    for i, run in enumerate(runs):
-        flops, peak = run.record.get("flops_per_token"), run.record.get("peak_flops")
-        if flops and peak and run.series["tok_per_s"]:
-            shares = pieces([(step, rate * flops / peak) for step, rate in run.series["tok_per_s"]])
-            traces.append(_mean(run, i, run.name, shares))
-    return traces
+    curves = [(i, run, pieces(run.utilisation)) for i, run in enumerate(runs)]
+    return [_mean(run, i, run.name, curve) for i, run, curve in curves if curve.x]
 
 
 def _hellaswag(runs: Sequence[RunData]) -> list[Trace]:

@@ -4,6 +4,7 @@ const COLOURS = ["#2f7fd0", "#e0692e", "#2a9d6f", "#a569bd", "#d0453b", "#a5852a
 const DASHES = ["7px,4px", "2px,3px", "9px,3px,2px,3px", "14px,5px", "5px,2px"];
 const SYMBOLS = { skip: "x", rollback: "triangle-left", resume: "triangle-right", stop: "square" };
 const START = 0.03; // share of a run whose losses are so large that they would flatten the rest
+const NEAR = 0.1, MARGIN = 0.05; // of the runs' own scale: how far off a known value is still shown
 const LEVEL_POINTS = 100; // so that the pointer finds a level wherever it is
 const PALE = "45";
 const state = { tokens: false, log: false, start: false, smoothing: 2, hidden: new Set() };
@@ -50,14 +51,18 @@ function shown(figure, t, last) {
   return Object.assign(trace, kinds[t.kind]());
 }
 
-/* The scale of the loss without its first steps, or undefined for one that holds everything. */
-function scale(traces, last) {
-  const seen = traces.filter(t => t.visible && t.fill === undefined);
-  const y = seen.flatMap(t => t.y.filter((_, i) => t.x[i] >= last * START && t.x[i] <= last));
-  if (state.start || !y.length) return undefined;
-  const forth = state.log ? Math.log10 : y => y;
-  const least = forth(Math.min(...y)), greatest = forth(Math.max(...y)), margin = (greatest - least) * 0.05 || 0.1;
-  return [least - margin, greatest + margin];
+/* The scale of the runs' own curves without their first steps, and of what is known near them; undefined for one that
+   holds everything. */
+function scale(figure, traces, last, log) {
+  const forth = log ? Math.log10 : y => y;
+  const within = (t, i) => t.visible && t.fill === undefined
+    ? t.y.filter((_, j) => (known(figure.traces[i]) || t.x[j] >= last * START) && t.x[j] <= last).map(forth) : [];
+  const split = traces.map(within), of = wanted => split.filter((_, i) => known(figure.traces[i]) === wanted).flat();
+  const own = of(false);
+  if (state.start || !own.length) return undefined;
+  const height = Math.max(...own) - Math.min(...own) || 0.1 * Math.abs(own[0]) || 0.1, near = height * NEAR;
+  const seen = [...own, ...of(true).filter(y => y > Math.min(...own) - near && y < Math.max(...own) + near)];
+  return [Math.min(...seen) - height * MARGIN, Math.max(...seen) + height * MARGIN];
 }
 
 function draw(figure) {
@@ -66,7 +71,7 @@ function draw(figure) {
   const traces = figure.traces.map(t => shown(figure, t, last));
   const axis = { gridcolor: css("--line"), zeroline: false, linecolor: css("--line"), automargin: true };
   const log = state.log && figure.log;
-  const range = figure.id === "loss" ? scale(traces, last) : undefined;
+  const range = figure.id === "loss" || figure.id === "hellaswag" ? scale(figure, traces, last, log) : undefined;
   const format = { mfu: ".1~%", speed: "~s", hellaswag: ".2f" }[figure.id];
   Plotly.react(figure.id, traces, {
     paper_bgcolor: css("--panel"), plot_bgcolor: css("--panel"), font: { color: css("--text"), size: 12 },
@@ -75,6 +80,7 @@ function draw(figure) {
       namelength: 60 },
     xaxis: { ...axis, title: { text: state.tokens ? "tokens" : "step", standoff: 4 }, range: [0, last * 1.01],
       hoverformat: state.tokens ? undefined : ",d", exponentformat: "B",
+      dtick: !state.tokens && last < 12 ? 1 : undefined, // there is no half of a step
       spikethickness: 1, spikedash: "solid", spikecolor: css("--soft") },
     yaxis: { ...axis, type: log ? "log" : "linear", range, rangemode: figure.id === "hellaswag" ? "normal" : "tozero",
       tickformat: format, exponentformat: "e",

@@ -15,6 +15,7 @@ from gpt2c.report.figures import figures
 from gpt2c.report.read import RunData
 from gpt2c.report.thin import MOST_PIECES, recent
 
+UNKNOWN = "unknown"  # a peak that is not listed, or was measured on a busy processor
 MOST_SAMPLES = 20  # of a run, the first and the latest among them
 
 
@@ -66,8 +67,9 @@ def _facts(run: RunData) -> dict[str, str]:
     if run.series["tok_per_s"]:
         rate = statistics.median(rate for _, rate in run.series["tok_per_s"])
         facts["tokens per second"] = f"{rate:,.0f}"
-        if record.get("peak_flops") and record.get("flops_per_token"):
-            facts["MFU"] = f"{rate * record['flops_per_token'] / record['peak_flops']:.1%}"
+        if record.get("flops_per_token"):
+            shares = [share for _, share in run.utilisation]
+            facts["MFU"] = f"{statistics.median(shares):.1%}" if shares else UNKNOWN
     return {**facts, "time": _duration(run.seconds)}
 
 
@@ -87,9 +89,8 @@ def _notes(drawn: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _machine(run: RunData) -> dict[str, Any]:
     record = run.record
-    peak = record.get("peak_flops")
     facts = {"gpt2c": record.get("gpt2c"), "threads": record.get("threads"), **record["machine"]}
-    return {**facts, "peak": f"{peak / 1e12:,.2f} TFLOP/s" if peak else None}
+    return {**facts, "peak": f"{run.peak / 1e12:,.2f} TFLOP/s" if run.peak else UNKNOWN}
 
 
 def _compared(runs: Sequence[RunData], facts: Callable[[RunData], Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -49,6 +49,20 @@ class RunData:
         return self.settings["batch_size"] * self.settings["accumulation"] * self.settings["context"]
 
     @property
+    def peak(self) -> float | None:
+        """The device's, FLOP/s. None where it is not known, or was none: measured while other programs kept the
+        processor busy, it is below what training reached later."""
+        peak, flops = self.record.get("peak_flops"), self.record.get("flops_per_token") or 0.0
+        reached = max((rate * flops for _, rate in self.series["tok_per_s"]), default=0.0)
+        return peak if peak and reached <= peak else None
+
+    @property
+    def utilisation(self) -> list[tuple[int, float]]:
+        """MFU, flops_per_token * tok_per_s / peak, by step; nothing where it is not known."""
+        flops, peak = self.record.get("flops_per_token"), self.peak
+        return [(step, rate * flops / peak) for step, rate in self.series["tok_per_s"]] if flops and peak else []
+
+    @property
     def last_step(self) -> int:
         return max((step for pairs in self.series.values() for step, _ in pairs), default=0)
 
