@@ -67,6 +67,20 @@ def test_magnitudes(backend: str, scale: float, dtype: torch.dtype) -> None:
     check(randn(9, 100, dtype=dtype, scale=scale), targets_for(9, 100))
 
 
+@pytest.mark.parametrize("offset", [-1e4, 1e4])
+def test_far_from_zero(backend: str, offset: float) -> None:
+    # The logsumexp in fp32 would be wrong by 5e-4, and each probability by as much of itself.
+    check((randn(9, 100) * 1024).round() / 1024 + offset, targets_for(9, 100))
+
+
+def test_logsumexp(backend: str) -> None:
+    # Equal terms, all of which fp32 would round in the same direction: by 2e-6 in all.
+    logits = torch.full((1, 200_000), -0.3)
+    logits[0, 7] = 0
+    _, lse = forward(logits, torch.tensor([7]), -100)
+    assert lse.dtype == torch.float64 and float(lse) == pytest.approx(float(logits.double().logsumexp(1)), abs=3e-7)
+
+
 @pytest.mark.parametrize("value", [0.0, -1e4, 1e4])
 def test_equal_values(backend: str, value: float) -> None:
     loss = ops.cross_entropy(torch.full((3, 100), value), torch.tensor([0, 50, 99]))

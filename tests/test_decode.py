@@ -25,10 +25,11 @@ SIZES = {
 }
 
 
-def make_model(size: str) -> GPT2:
+def make_model(size: str, eps: float = 1e-5) -> GPT2:
     torch.manual_seed(0)
     V, positions, C, L, H = SIZES[size]
-    model = GPT2(GPT2Config(vocab_size=V, n_positions=positions, n_embd=C, n_layer=L, n_head=H))
+    config = GPT2Config(V, n_positions=positions, n_embd=C, n_layer=L, n_head=H, layer_norm_epsilon=eps)
+    model = GPT2(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)  # biases and layernorms that matter
@@ -66,6 +67,12 @@ def test_against_float64(backend, size, batch, weights):
     model = make_model(size)
     idx = make_ids(model, batch)
     assert_close("decode", "logits", decode_all(model, idx, weights), reference(model, idx, weights), torch.float32)
+
+
+def test_epsilon_is_the_models(backend):
+    model = make_model("odd", eps=1e-2)
+    idx = make_ids(model, 3)
+    assert_close("decode", "logits", decode_all(model, idx, "fp32"), reference(model, idx, "fp32"), torch.float32)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -25,6 +25,11 @@ def test_magnitudes(backend: str, scale: float) -> None:
     check([randn(1000, scale=scale)])
 
 
+def test_many_tensors(backend: str) -> None:
+    # Equal terms, all of which fp32 would round in the same direction: by 5e-6 in all.
+    check([torch.full((1,), 0.7)] * 1000)
+
+
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 def test_non_finite_is_seen(backend: str, bad: float) -> None:
     for at in (0, 1030, 19999):

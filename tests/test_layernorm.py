@@ -83,6 +83,16 @@ def test_far_from_zero(backend: str) -> None:
     check_op("layernorm", ops.layernorm, ops.layernorm_reference, given)
 
 
+@pytest.mark.parametrize("C", [768, 4104])
+def test_rounding_of_the_mean_is_corrected(backend: str, C: int) -> None:
+    # The sum of such values is wrong by some of their last digits, and so is the mean, which itself is a number of
+    # fp32. Deviations are 100 of the last digit: without the correction the variance would be wrong by 1e-4.
+    given = inputs(9, C)
+    deviation = torch.randint(1, 200, (9, C // 2)) / 8
+    given["x"] = (1398101 + torch.cat([deviation, -deviation], 1))[:, torch.randperm(C)]
+    check_op("layernorm", ops.layernorm, ops.layernorm_reference, given)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e4])
 def test_equal_values(backend: str, value: float) -> None:
     given = inputs(3, 50)
