@@ -129,13 +129,22 @@ def require_packages(config: TrainConfig) -> None:
 
 @contextmanager
 def open_sinks(config: TrainConfig, run: Path, resumed_at: int | None = None) -> Iterator[list[Sink]]:
-    """The sinks that the settings ask for, closed at the end, however that comes. UserError if one cannot be had."""
+    """The sinks that the settings ask for, closed at the end, however that comes. UserError if one cannot be had at a
+    run's start; a run that is resumed goes on without it."""
+    wanted: list[Callable[[], Sink]] = []
+    if config.tensorboard:
+        wanted.append(lambda: TensorBoard(run, resumed_at))
+    if config.wandb:
+        wanted.append(lambda: WeightsAndBiases(run, config))
     sinks: list[Sink] = []
     try:
-        if config.tensorboard:
-            sinks.append(Lossy(TensorBoard(run, resumed_at)))
-        if config.wandb:
-            sinks.append(Lossy(WeightsAndBiases(run, config)))
+        for make in wanted:
+            try:
+                sinks.append(Lossy(make()))
+            except (UserError, OSError, ValueError) as error:
+                if resumed_at is None:
+                    raise
+                warnings.warn(f"{reason(error)}; the run goes on without this log", stacklevel=3)
         yield sinks
     finally:
         for sink in sinks:

@@ -1,24 +1,24 @@
 """A run folder: its settings, and the files that grow with it (metrics.jsonl, samples.txt, loss.png).
 
 The sizes of the growing files are kept in each checkpoint; a resumed run cuts them back to those sizes, so that no row
-is there twice and none is missing, wherever the run was killed.
+is there twice and none is missing, wherever the run was killed. They and the picture are never worth the run: what
+cannot be written is told, and training goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gpt2c
-from gpt2c import curve
-from gpt2c.errors import UserError
+from gpt2c import curve, growing
+from gpt2c.errors import UserError, reason
 from gpt2c.files import fsync, reading, write_atomically, writing
 from gpt2c.settings import Config, TrainConfig, flag
 
@@ -26,10 +26,11 @@ SETTINGS, METRICS, SAMPLES, CURVE = "run.json", "metrics.jsonl", "samples.txt", 
 
 
 class Run:
-    """An open run folder. Every method that writes raises UserError when it cannot."""
+    """An open run folder. Only what makes it or opens it again raises UserError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._failing: set[Path] = set()  # of which it has been told
         self.metrics, self.samples, self.curve = (folder / name for name in (METRICS, SAMPLES, CURVE))
 
     @classmethod
@@ -76,41 +77,51 @@ class Run:
             )
 
     def rewind(
-        self, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any], sizes: Mapping[str, int]
+        self,
+        config: TrainConfig,
+        data: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        step: int,
+        sizes: Mapping[str, int],
     ) -> None:
-        """Cut the growing files back to the sizes they had at the checkpoint from which the run goes on."""
-        with writing(self.folder):
-            for path in (self.metrics, self.samples):
-                if path.exists():
-                    os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
+        """Cut the growing files back to what they were at the checkpoint of `step`, where they had these sizes."""
+        for path, split in ((self.metrics, growing.metrics_rows), (self.samples, growing.samples)):
+            if path.exists():
+                self._try(path, lambda path=path, split=split: growing.cut(path, sizes.get(path.name), step, split))
         self._write_settings(config, data, facts)
 
     def add_metrics(self, row: Mapping[str, float | str]) -> None:
         """Append one row to metrics.jsonl."""
-        self._append(self.metrics, json.dumps(row, allow_nan=False) + "\n")
+        self._try(self.metrics, lambda: growing.append(self.metrics, json.dumps(row, allow_nan=False) + "\n"))
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a generated text to samples.txt."""
-        self._append(self.samples, f"--- step {step} ---\n{text}\n\n")
+        self._try(self.samples, lambda: growing.append(self.samples, f"--- step {step} ---\n{text}\n\n"))
 
     def draw_curve(self) -> None:
         """Draw loss.png from metrics.jsonl."""
-        with reading("metrics", self.metrics):
-            rows = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
-        with writing(self.curve):
-            write_atomically(self.curve, curve.loss_curve(rows))
+        if not self.metrics.is_file():
+            return  # and it has been told why
+        self._try(self.curve, lambda: write_atomically(self.curve, curve.loss_curve(growing.read_rows(self.metrics))))
 
     def flush(self) -> dict[str, int]:
         """Bring the growing files to the disk; returns their sizes in bytes for the checkpoint's record."""
-        with writing(self.folder):
-            present = [path for path in (self.metrics, self.samples) if path.exists()]
-            for path in present:
-                fsync(path)
-            return {path.name: path.stat().st_size for path in present}
+        sizes = {}
+        for path in (self.metrics, self.samples):
+            if path.is_file():
+                self._try(path, lambda path=path: fsync(path))
+                sizes[path.name] = path.stat().st_size
+        return sizes
 
-    def _append(self, path: Path, text: str) -> None:
-        with writing(path), open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+    def _try(self, path: Path, work: Callable[[], None]) -> None:
+        """Do it; a failure is told, once until it succeeds again."""
+        try:
+            work()
+            self._failing.discard(path)
+        except Exception as error:  # the drawing library's, too
+            if path not in self._failing:
+                self._failing.add(path)
+                warnings.warn(f"cannot write {path}: {reason(error)}; training goes on without it", stacklevel=3)
 
     def _write_settings(self, config: TrainConfig, data: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         settings = {"settings": config.to_dict(), "data": dict(data), "threads": torch.get_num_threads()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,11 +209,20 @@ def evaluate(t: Training, progress: Progress) -> float:
 
 
 def hellaswag(t: Training) -> dict[str, float]:
-    """The scores as a row of metrics.jsonl has them."""
+    """The scores as a row of metrics.jsonl has them; none if the items cannot be read any more."""
     from gpt2c.evaluation.hellaswag import evaluate_hellaswag
 
     config, rank, world = t.config, t.processes.rank, t.processes.world
-    found = evaluate_hellaswag(t.model, t.tokenizer, config.hellaswag, config.hellaswag_items, rank=rank, world=world)
+    try:
+        found = t.processes.together(
+            lambda: evaluate_hellaswag(
+                t.model, t.tokenizer, config.hellaswag, config.hellaswag_items, rank=rank, world=world
+            )
+        )
+    except UserError as error:  # its file was there at the start
+        if t.processes.is_first:
+            warnings.warn(f"{error}; training goes on without HellaSwag's score", stacklevel=2)
+        return {}
     right, right_norm, items = t.processes.mean([found.right, found.right_norm, found.items])
     return {
         "hellaswag_acc": right / items,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from gpt2c.load import load_model, tokenizer_of
 from gpt2c.logs import Sink
 from gpt2c.model import GPT2
 from gpt2c.precision import LossScale, find_precision
-from gpt2c.run import Run
+from gpt2c.run import METRICS, SAMPLES, Run
 from gpt2c.settings import TrainConfig
 from gpt2c.spikes import SpikeGuard
 from gpt2c.step import make_optimizer
@@ -104,8 +105,9 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     if last:
         processes.together(lambda: restore_state(last, record, model, optimizer, guard, scale))
     if resume:
-        processes.first_does(lambda: run.rewind(config, fingerprint, facts, record.files if record else {}))
-        processes.first_does(lambda: checkpoint.prune(run.folder, config.keep))
+        at, lengths = (record.step, record.files) if record else (0, {METRICS: 0, SAMPLES: 0})
+        processes.first_does(lambda: run.rewind(config, fingerprint, facts, at, lengths))
+        processes.first_does(lambda: _prune(run, config))
     best = processes.first_does(lambda: checkpoint.best(run.folder))
     best_loss = processes.tell(checkpoint.read_record(best).val_loss if best else math.inf)
     step, seconds = (record.step, record.seconds) if record else (0, 0.0)
@@ -278,5 +280,12 @@ def _write_checkpoint(t: Training, val_loss: float | None) -> Path:
         loss_scale=t.loss_scale.state(),
     )  # fmt: skip
     path = checkpoint.save(t.run.folder, lambda folder: write_model(t, folder), t.model, t.optimizer, record)
-    checkpoint.prune(t.run.folder, t.config.keep)
+    _prune(t.run, t.config)
     return path
+
+
+def _prune(run: Run, config: TrainConfig) -> None:
+    try:
+        checkpoint.prune(run.folder, config.keep)
+    except UserError as error:  # a file that cannot be removed, an older record that is damaged
+        warnings.warn(f"older checkpoints stay: {error}", stacklevel=2)

@@ -161,6 +161,7 @@ def refusal(config: TrainConfig, resume: bool = False) -> str:
     return str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:--precision is bf16, but this CPU has no bf16")
 @pytest.mark.parametrize(
     ("name", "value"),
     [("n_layer", 2), ("n_head", 4), ("n_embd", 64), ("context", 8), ("dropout", 0.1), ("batch_size", 3)]
