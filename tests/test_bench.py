@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -14,7 +15,20 @@ import torch
 
 import gpt2c
 from gpt2c import ops
-from gpt2c.bench import account, benchmark, case, docs, floors, generate, machine, recipes, report, timing, train
+from gpt2c.bench import (
+    account,
+    benchmark,
+    case,
+    docs,
+    floors,
+    generate,
+    kernel_plots,
+    machine,
+    recipes,
+    report,
+    timing,
+    train,
+)
 from gpt2c.bench.case import BOTH, OURS, Case, Effort, Measured, Work
 from gpt2c.bench.floors import Floors
 from gpt2c.bench.kernels import Kernels
@@ -256,6 +270,69 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert found["settings"]["cold"] == "True" and found["floors"]["cached"] == {}
     assert all(title in out for title in ("Ops\n", "Cost of a call at 8 x 8\n", "One thread against several\n"))
     assert torch.get_num_threads() == 2
+    check_pictures(Report.from_dict(found))
+
+
+def check_pictures(whole: Report) -> None:
+    """Of each choice of parts those that it has the results for."""
+    of_part = {"sizes": ["peers", "roofline"], "overhead": [], "threads": ["threads"], "lengths": ["lengths"]}
+    for count in range(len(of_part) + 1):
+        for parts in itertools.combinations(of_part, count):
+            kept = {*parts, "memory"} if "lengths" in parts else {*parts}
+            some = dataclasses.replace(whole, results=[r for r in whole.results if r["part"] in kept])
+            drawn = Kernels(parts=parts).draw(some)
+            assert set(drawn) == {f"kernels-{name}.png" for part in parts for name in of_part[part]}
+            if count == 1:
+                assert all(draw().startswith(PNG) for draw in drawn.values())
+
+
+GELU = ["bench", "kernels", "--quick", "--only", "gelu", "--threads", "1"]
+
+
+def test_a_picture_that_fails_takes_nothing_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise KeyError("sizes")
+
+    monkeypatch.setattr(kernel_plots, "roofline", fail)
+    places = ["--json", str(tmp_path / "x.json"), "--plots", str(tmp_path / "plots")]
+    assert main([*GELU, "--parts", "sizes", "threads", "lengths", *places]) == 0
+    out, err = capsys.readouterr()
+    assert "gelu forward" in out and "note: " in err and "kernels-roofline.png is not drawn (KeyError: 'sizes')" in err
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["kernels-peers.png"]
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert {r["part"] for r in found["results"]} == {"sizes"}
+    assert found["notes"][:2] == [
+        "threads are not compared: there is one", "lengths are not measured: they are attention's",
+    ]  # fmt: skip
+
+
+def test_what_has_no_picture_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([*GELU, "--parts", "overhead", "--plots", str(tmp_path / "plots")]) == 0
+    assert "there is no picture of what was measured" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_ends_early_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Kernels, report: Report) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kernels, "_overhead", interrupt)
+    flags = {"quick": True, "only": ("gelu",), "threads": 1, "json": tmp_path / "x.json"}
+    with pytest.raises(KeyboardInterrupt):
+        Kernels(**flags).run()
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert len(found["results"]) >= 2 and "the benchmark ended before all was measured" in found["notes"]
+
+
+@pytest.mark.parametrize(("flag", "place"), [("--json", "folder"), ("--json", "file/x"), ("--plots", "file")])
+def test_a_place_that_cannot_be_written_is_told_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, flag: str, place: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Kernels, "measure", lambda *_: pytest.fail("it measures"))
+    assert "cannot write" in sentence(capsys, "kernels", "--quick", flag, str(tmp_path / place))
 
 
 def test_only_some_parts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

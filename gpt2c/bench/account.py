@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from unittest import mock
 
@@ -16,7 +17,7 @@ from gpt2c.bench import recipes
 from gpt2c.bench.benchmark import Benchmark
 from gpt2c.bench.case import OURS, Work
 from gpt2c.bench.floors import Floors
-from gpt2c.bench.plots import bars, legend_below, panels, png
+from gpt2c.bench.plots import Pictures, bars, legend_below, panels, png
 from gpt2c.bench.report import Report, Table
 from gpt2c.bench.side import Trainer
 
@@ -48,14 +49,19 @@ class Account(Benchmark):
             report.results.append({"what": what, "parts": _medians(accounts[WARM_UP:])})
             report.tables.append(_table(f"A step's account: {what}", report.results[-1]["parts"]))
 
-    def draw(self, report: Report) -> dict[str, bytes]:
-        figure, axes = panels(len(report.results), (6.4, 4.2))
-        for ax, result in zip(axes, report.results, strict=True):
-            parts = result["parts"]
-            bars(ax, list(parts), {key: [p[key] * 1e3 for p in parts.values()] for key in ("measured", "floor")})
-            ax.set(xscale="log", xlabel=f"milliseconds of a step, {result['what']}")
-        legend_below(figure, axes[0])
-        return {"account.png": png(figure, "Where a training step's time goes", report.machine)}
+    def draw(self, report: Report) -> Pictures:
+        return {"account.png": partial(_bars, report)} if report.results else {}
+
+
+def _bars(report: Report) -> bytes:
+    """Each part's time beside its floor."""
+    figure, axes = panels(len(report.results), (6.4, 4.2))
+    for ax, result in zip(axes, report.results, strict=True):
+        parts = result["parts"]
+        bars(ax, list(parts), {key: [p[key] * 1e3 for p in parts.values()] for key in ("measured", "floor")})
+        ax.set(xscale="log", xlabel=f"milliseconds of a step, {result['what']}")
+    legend_below(figure, axes[0])
+    return png(figure, "Where a training step's time goes", report.machine)
 
 
 def account_of(trainer: Trainer, step: int, floors: Floors) -> dict[str, dict[str, float]]:

@@ -22,6 +22,7 @@ from gpt2c.bench import generate_plots
 from gpt2c.bench.benchmark import Benchmark
 from gpt2c.bench.case import OURS
 from gpt2c.bench.generators import Generator, generators
+from gpt2c.bench.plots import Pictures
 from gpt2c.bench.report import Report, Table, digits, spread
 from gpt2c.bench.timing import Timing
 from gpt2c.config import PRESETS
@@ -69,7 +70,7 @@ class Generate(Benchmark):
             report.note(note)
         report.tables.append(_table("tiny" if self.quick else self.preset, report.results))
 
-    def draw(self, report: Report) -> dict[str, bytes]:
+    def draw(self, report: Report) -> Pictures:
         return generate_plots.draw(report)
 
     def _check(self) -> None:

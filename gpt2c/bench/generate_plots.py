@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from gpt2c.bench.plots import bars, legend_below, panels, png
+from functools import partial
+
+from gpt2c.bench.plots import Pictures, bars, legend_below, panels, png
 from gpt2c.bench.report import Report
 
 
-def draw(report: Report) -> dict[str, bytes]:
-    """Tokens a second of each side, new ones and the prompt's, by file name."""
-    results = report.results
+def draw(report: Report) -> Pictures:
+    """The picture, if there are results."""
+    return {"generate-sides.png": partial(sides, report, report.results)} if report.results else {}
+
+
+def sides(report: Report, results: list[dict]) -> bytes:
+    """Tokens a second of each side, new ones and the prompt's."""
     names = list(results[0]["sides"])
     what = [f"{r['batch']} x {r['prompt']} tokens" for r in results]
     figure, (new, prompt) = panels(2, (5, 1.4 + 0.9 * len(results)))
@@ -18,4 +24,4 @@ def draw(report: Report) -> dict[str, bytes]:
     prompt.set_xlabel("tokens of the prompt a second")
     prompt.set_yticks([])
     legend_below(figure, new)
-    return {"generate-sides.png": png(figure, "Generation", report.machine)}
+    return png(figure, "Generation", report.machine)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gpt2c.bench.case import BOTH, FORWARD, OURS
-from gpt2c.bench.plots import FLOOR, bars, count_axis, legend_below, line, panels, png
+from gpt2c.bench.plots import FLOOR, Pictures, bars, count_axis, legend_below, line, panels, png
 from gpt2c.bench.report import Report
 
 OP_COLOURS = ("tab:red", "tab:blue", "tab:cyan", "tab:green", "tab:olive", "tab:purple", "tab:pink", "tab:brown",
               "tab:orange", "tab:gray", "black")  # fmt: skip
 
 
-def draw(report: Report) -> dict[str, bytes]:
-    """Those for which there are results, by file name."""
+def draw(report: Report) -> Pictures:
+    """Those for which there are results."""
     parts: dict[str, list[dict]] = {}
     for result in report.results:
         parts.setdefault(result["part"], []).append(result)
-    drawn = {
-        "kernels-roofline.png": roofline(report, parts["sizes"]),
-        "kernels-peers.png": peers(report, parts["sizes"]),
-    }
+    drawn: Pictures = {}
+    if "sizes" in parts:
+        drawn["kernels-roofline.png"] = partial(roofline, report, parts["sizes"])
+        drawn["kernels-peers.png"] = partial(peers, report, parts["sizes"])
     if "lengths" in parts:
-        drawn["kernels-lengths.png"] = lengths(report, parts["lengths"], parts["memory"])
+        drawn["kernels-lengths.png"] = partial(lengths, report, parts["lengths"], parts["memory"])
     if "threads" in parts:
-        drawn["kernels-threads.png"] = threads(report, parts["threads"])
+        drawn["kernels-threads.png"] = partial(threads, report, parts["threads"])
     return drawn
 
 

@@ -12,6 +12,7 @@ from gpt2c.bench.benchmark import Benchmark, using_threads
 from gpt2c.bench.case import BOTH, COMPILED, FORWARD, OURS, Case, Effort, Measured, measure
 from gpt2c.bench.floors import Floors, measure_floors
 from gpt2c.bench.ops import OPS, Setting, Sizes, cases
+from gpt2c.bench.plots import Pictures
 from gpt2c.bench.report import Report, Table, digits, duration, spread
 
 SIZES = {
@@ -59,12 +60,18 @@ class Kernels(Benchmark):
             self._sizes(report, sizes, effort)
         if "overhead" in self.parts:
             self._overhead(report)
-        if "threads" in self.parts and threads > 1:
-            self._threads(report, next(iter(sizes.values())), threads, effort)
-        if "lengths" in self.parts and "attention" in (self.only or OPS):
-            lengths.measure_lengths(report, effort, self.quick)
+        if "threads" in self.parts:
+            if threads > 1:
+                self._threads(report, next(iter(sizes.values())), threads, effort)
+            else:
+                report.note("threads are not compared: there is one")
+        if "lengths" in self.parts:
+            if "attention" in (self.only or OPS):
+                lengths.measure_lengths(report, effort, self.quick)
+            else:
+                report.note("lengths are not measured: they are attention's")
 
-    def draw(self, report: Report) -> dict[str, bytes]:
+    def draw(self, report: Report) -> Pictures:
         return kernel_plots.draw(report)
 
     def _sizes(self, report: Report, sizes: dict[str, Sizes], effort: Effort) -> None:

@@ -41,10 +41,12 @@ def measure_lengths(report: Report, effort: Effort, quick: bool) -> None:
         for case in _cases(T):
             found = measure(case, report.floors, effort)
             print(f"  {found}", flush=True)
+            for name, why in found.unavailable.items():
+                report.note(f"{name} cannot run here: {why}")
             report.results.append({"part": "lengths", "T": T, **found.to_dict()})
             times = [duration(found.seconds[side].median) if side in found.seconds else "" for side in SIDES]
             rate = digits(found.work.flops / found.ours / 1e9)
-            ratio = f"{found.ratios['torch']:.2f}"
+            ratio = f"{found.ratios['torch']:.2f}" if "torch" in found.ratios else ""
             rows.append((str(T), case.way, *times, rate, ratio, *(cells if case.way == BOTH else [""] * len(cells))))
     header = ("T", "what", *SIDES, "GFLOP/s", "torch / gpt2c", *(f"{side}, peak MB" for side in SIDES))
     report.tables.append(Table("Causal attention, B1 H12 D64, as the context grows", header, rows, text=2))

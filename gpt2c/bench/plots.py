@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpt2c.bench.case import COMPILED, OURS, RECOMPUTING
@@ -14,6 +14,7 @@ COLOURS = {
     "measured": "#08519c", "floor": "#bdbdbd",
     "transformers fp32": "#d94801", "ctranslate2 fp32": "#238b45", "ctranslate2 int8": "#a1d99b",
 }  # fmt: skip
+Pictures = dict[str, Callable[[], bytes]]  # what draws a PNG, by its file's name
 FLOOR = {"color": "#525252", "linestyle": "--", "linewidth": 1.0}
 
 
@@ -62,7 +63,7 @@ def count_axis(ax: Any, values: Sequence[float], label: str) -> None:
 
 def bars(ax: Any, names: Sequence[str], values: dict[str, Sequence[float | None]]) -> None:
     """Horizontal bars from top to bottom, a group for each name with a bar for each key of values."""
-    height = 0.8 / len(values)
+    height = 0.8 / max(1, len(values))
     for i, (side, row) in enumerate(values.items()):
         places = [n + (i - (len(values) - 1) / 2) * height for n in range(len(names))]
         ax.barh(places, [v or 0 for v in row], height, label=side, color=COLOURS.get(side, "#31a354"))

@@ -17,6 +17,7 @@ from gpt2c.bench.benchmark import Benchmark, using_threads
 from gpt2c.bench.case import COMPILED, OURS, RECOMPUTING
 from gpt2c.bench.floors import Floors, measure_floors
 from gpt2c.bench.kernels import thread_counts
+from gpt2c.bench.plots import Pictures
 from gpt2c.bench.recipes import Job
 from gpt2c.bench.report import Report, Table, duration, megabytes, spread
 from gpt2c.bench.side import Memory, Side, SideError
@@ -58,7 +59,7 @@ class Train(Benchmark):
             results = [compare(report, part, job, self._sides(), self._floors(report, job)) for job in jobs]
             report.tables.append(_table(TITLES[part], [r for r in results if r]))
 
-    def draw(self, report: Report) -> dict[str, bytes]:
+    def draw(self, report: Report) -> Pictures:
         return train_plots.draw(report)
 
     def _floors(self, report: Report, job: Job) -> Floors:

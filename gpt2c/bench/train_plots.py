@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from gpt2c.bench.plots import FLOOR, bars, count_axis, legend_below, line, panels, png
+from gpt2c.bench.plots import FLOOR, Pictures, bars, count_axis, legend_below, line, panels, png
 from gpt2c.bench.report import Report
 
 
-def draw(report: Report) -> dict[str, bytes]:
-    """One for each part that has results, by file name."""
+def draw(report: Report) -> Pictures:
+    """One for each part that has results."""
     parts: dict[str, list[dict]] = {}
     for result in report.results:
         parts.setdefault(result["part"], []).append(result)
-    drawn = {}
+    drawn: Pictures = {}
     if "sizes" in parts:
-        drawn["train-sides.png"] = sides(report, parts["sizes"])
+        drawn["train-sides.png"] = partial(sides, report, parts["sizes"])
     if "threads" in parts:
-        drawn["train-threads.png"] = sides(report, parts["threads"])
+        drawn["train-threads.png"] = partial(sides, report, parts["threads"])
     if "model" in parts:
-        drawn["train-model.png"] = curves(report, parts["model"], "parameters", "millions of parameters", 1e6)
+        drawn["train-model.png"] = partial(curves, report, parts["model"], "parameters", "millions of parameters", 1e6)
     if "length" in parts:
-        drawn["train-length.png"] = curves(report, parts["length"], "T", "tokens, T", 1)
+        drawn["train-length.png"] = partial(curves, report, parts["length"], "T", "tokens, T", 1)
     return drawn
 
 
