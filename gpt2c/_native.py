@@ -160,6 +160,11 @@ def _lower(arg: object) -> object:
     return arg
 
 
+# A forked child has its parent's team of threads without the threads, and its first parallel region, torch's own as well
+# as ours, would wait for them for ever (GNU's OpenMP cannot be forked). With one thread there is no region.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 # Told by the first kernel call, or by the command line, and not by the import, where it could only be a traceback.
 FORCED_ISA_PROBLEM = ""
 try:

@@ -20,6 +20,12 @@ def program() -> str:
     return "gpt2c"
 
 
+def quoted(path: Path | str) -> str:
+    """A path as an argument to type: quoted for a shell, and not to be taken for a flag."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 def _typed(path: Path) -> str:
     """The name alone if the shell's search ends at this file, else the shorter of its two paths."""
     found = shutil.which(path.name)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 import torch
@@ -85,3 +86,24 @@ print("alive")
 
 def test_keep_heap_is_public() -> None:
     assert gpt2c.keep_heap is _native.keep_heap
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings(
+    "ignore:.*fork:DeprecationWarning"
+)  # Python's own, that a process with threads may deadlock
+def test_a_forked_child_computes() -> None:
+    """On one thread: the team of threads that its parent has used is gone, and would be waited for."""
+    x = torch.randn(1000, 300)
+    expected = gpt2c.ops.gelu(x) @ x.t()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(gpt2c.ops.gelu(x) @ x.t(), expected) else 3)
+    ended, deadline = 0, time.monotonic() + 60
+    while not ended and time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if not ended:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert ended and os.waitstatus_to_exitcode(status) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2c.program import program
+from gpt2c.program import program, quoted
 
 
 @pytest.fixture
@@ -47,3 +47,7 @@ def test_as_a_module(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["python/train.py"])
     assert program() == "gpt2c"
+
+
+def test_paths_are_typed_as_a_shell_takes_them() -> None:
+    assert [quoted(Path(name)) for name in ("runs/a", "a b", "-x")] == ["runs/a", "'a b'", "./-x"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ import tyro
 from gpt2c.errors import UserError
 from gpt2c.formats import hf, llmc
 from gpt2c.load import tokenizer_of
-from gpt2c.program import program
+from gpt2c.program import program, quoted
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Import:
         else:
             model, tokenizer = hf.load(self.source)
         hf.export(model, tokenizer, self.out)
-        name = shlex.quote(str(self.out))
+        name = quoted(self.out)
         print(
             f"{self.out}: a GPT-2 of {model.num_parameters():,} parameters with the tokenizer {tokenizer.name}; "
             f"use it: {program()} sample {name}, or "

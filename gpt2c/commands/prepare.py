@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from gpt2c.data.encode import cores
 from gpt2c.data.inputs import FIELD
 from gpt2c.data.prepare import Progress, Settings, prepare
 from gpt2c.errors import UserError
-from gpt2c.program import program
+from gpt2c.program import program, quoted
 from gpt2c.words import counted, duration
 
 # Without a terminal: a line when this much of the time and of the inputs, or of the time so far, has passed.
@@ -64,7 +63,7 @@ class Prepare:
         left_out = f", {counted(done.left_out, 'row')} left out" if done.left_out else ""
         size = f"{counted(done.documents, 'document')}, {counted(done.bytes, 'byte')}{left_out}"
         print(f"{size}, {counted(done.tokens, 'token')} in {counted(len(done.shards), 'shard')}")
-        out, tokenizer = shlex.quote(str(self.out)), shlex.quote(self.tokenizer)
+        out, tokenizer = quoted(self.out), quoted(self.tokenizer)
         print(f"train on it: {program()} train --data {out} --tokenizer {tokenizer}")
         return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 import tyro
@@ -10,7 +9,7 @@ import tyro
 from gpt2c.chat.settings import SftConfig
 from gpt2c.commands.train import tell
 from gpt2c.output import unheeded
-from gpt2c.program import program
+from gpt2c.program import program, quoted
 from gpt2c.train import train
 
 
@@ -31,4 +30,4 @@ class Sft:
         """Train, then show a reply and where everything is. Returns 0, or 128 + the signal that stopped the run."""
         with unheeded():
             result = train(self.settings, self.resume)
-            return tell(result, self.settings, f"talk to it: {program()} chat {shlex.quote(str(result.run.folder))}")
+            return tell(result, self.settings, f"talk to it: {program()} chat {quoted(result.run.folder)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import tyro
 from gpt2c.data.inputs import FIELD, open_inputs, require_outside
 from gpt2c.data.rows import Rows
 from gpt2c.errors import UserError
-from gpt2c.program import program
+from gpt2c.program import program, quoted
 from gpt2c.tokenizer import get_tokenizer, save_tokenizer
 from gpt2c.tokenizer.learn import learn
 
@@ -57,7 +56,7 @@ class Tokenizer:
         rates = {"this": tokenizer, "gpt2": get_tokenizer("gpt2"), "bytes": get_tokenizer("bytes")}
         shown = (f"{size / len(of.encode(sample)):.2f} ({name}, {of.vocab_size:,} ids)" for name, of in rates.items())
         print(f"bytes a token on the texts' first {size / 1e6:.1f} MB: {', '.join(shown)}")
-        print(f"use it: {program()} prepare or {program()} train with --tokenizer {shlex.quote(str(self.out))}")
+        print(f"use it: {program()} prepare or {program()} train with --tokenizer {quoted(self.out)}")
         return 0
 
     def _texts(self, rows: Rows, head: list[str]) -> Iterator[str]:

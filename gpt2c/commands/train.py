@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 import tyro
 
 from gpt2c.output import unheeded
-from gpt2c.program import program
+from gpt2c.program import program, quoted
 from gpt2c.settings import TrainConfig
 from gpt2c.train import Result, train
 
@@ -30,7 +29,7 @@ class Train:
         """Train, then show a text and where everything is. Returns 0, or 128 + the signal that stopped the run."""
         with unheeded():
             result = train(self.settings, self.resume)
-            return tell(result, self.settings, f"more text: {program()} sample {shlex.quote(str(result.run.folder))}")
+            return tell(result, self.settings, f"more text: {program()} sample {quoted(result.run.folder)}")
 
 
 def tell(result: Result, settings: TrainConfig, next_step: str) -> int:
@@ -40,7 +39,7 @@ def tell(result: Result, settings: TrainConfig, next_step: str) -> int:
     folder = result.run
     if result.stopped_by is not None:
         print(f"stopped after step {result.step} of {settings.steps} with the checkpoint {result.checkpoint}")
-        print(f"resume with: {program()} {settings.command} --out {shlex.quote(str(folder.folder))} --resume")
+        print(f"resume with: {program()} {settings.command} --out {quoted(folder.folder)} --resume")
         return 128 + result.stopped_by
     if result.sample is None:
         print(f"nothing to do: {folder.folder} has reached step {result.step}, give more --steps to go on")
