@@ -160,8 +160,8 @@ def _lower(arg: object) -> object:
     return arg
 
 
-# A forked child has its parent's team of threads without the threads, and its first parallel region, torch's own as well
-# as ours, would wait for them for ever (GNU's OpenMP cannot be forked). With one thread there is no region.
+# A forked child has its parent's team of threads without the threads. Its first parallel region, torch's own as well as
+# ours, would wait for them for ever (GNU's OpenMP cannot be forked). With one thread there is no region.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
