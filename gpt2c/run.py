@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import gpt2c
-from gpt2c import curve, growing
+from gpt2c import curve, growing, lock
 from gpt2c.errors import UserError, reason
 from gpt2c.files import fsync, reading, write_atomically, writing
 from gpt2c.settings import Config, TrainConfig, flag
@@ -47,7 +47,7 @@ class Run:
     def require_empty(self) -> None:
         """UserError if there is something in the folder."""
         with writing(self.folder):
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            if self.folder.is_dir() and any(path.name != lock.NAME for path in self.folder.iterdir()):
                 is_run = (self.folder / SETTINGS).exists()
                 hint = "add --resume to continue it" if is_run else "it is not a run of gpt2c"
                 raise UserError(f"{self.folder} is not empty: {hint}, or choose another folder with --out")

@@ -46,7 +46,7 @@ _RULES: dict[str, Rule] = {
     "beta2": _BETA,
     "grad_clip": _POSITIVE,
     "seed": (lambda x: 0 <= x < 2**63, "at least 0 and below 2**63"),
-    "eval_every": _AT_LEAST_1,
+    "eval_every": AT_LEAST_0,
     "eval_tokens": _AT_LEAST_1,
     "hellaswag_items": _AT_LEAST_1,
     "freeze_layers": AT_LEAST_0,
@@ -56,8 +56,8 @@ _RULES: dict[str, Rule] = {
     "skip_limit": AT_LEAST_0,
     "sample_every": AT_LEAST_0,
     "sample_tokens": _AT_LEAST_1,
-    "log_every": _AT_LEAST_1,
-    "checkpoint_every": _AT_LEAST_1,
+    "log_every": AT_LEAST_0,
+    "checkpoint_every": AT_LEAST_0,
     "keep": _AT_LEAST_1,
 }
 
@@ -148,7 +148,7 @@ class TrainConfig:
     """Seed of the initial weights, of the order of the data and of dropout."""
 
     eval_every: int = 250
-    """Steps between evaluations on the validation split; the last step is always evaluated."""
+    """Steps between evaluations on the validation split; 0 for one at the last step only."""
     eval_tokens: int = 150_000
     """Largest number of tokens in an evaluation, the first ones of the validation split."""
     hellaswag: str = ""
@@ -160,13 +160,13 @@ class TrainConfig:
     sample_tokens: int = 300
     """Length of a sample in tokens."""
     log_every: int = 1
-    """Steps between rows of metrics.jsonl."""
+    """Steps between rows of metrics.jsonl; 0 for one at the last step only."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard, too, into the run's folder (needs the package tensorboard)."""
     wandb: str = ""
     """Project of Weights & Biases that gets the metrics, too (needs the package wandb); none if empty."""
     checkpoint_every: int = 250
-    """Steps between checkpoints; there is one at the last step and at each new best validation loss, too."""
+    """Steps between checkpoints; 0 for those at the last step and at each new best validation loss only."""
     keep: int = 2
     """Number of latest checkpoints kept; the one with the best validation loss is kept besides."""
 

@@ -23,6 +23,7 @@ from gpt2c.errors import ToldElsewhere, UserError
 from gpt2c.evaluate import loss_sums, sample_text
 from gpt2c.finite import non_finite_of_step, non_finite_weight
 from gpt2c.interrupt import StopSignal, stop_signal
+from gpt2c.lock import locked
 from gpt2c.logs import open_sinks
 from gpt2c.lora import merged
 from gpt2c.precision import autocast
@@ -58,8 +59,8 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
     """Train a GPT-2 as `config` says, in a new folder, or with `resume` go on from the folder's latest checkpoint.
 
     Under torchrun, which calls this in each process, they share each step's micro-steps. A resumed run ends with the
-    very bytes of one that was never stopped (same machine, numbers of threads and processes). SIGINT and SIGTERM stop
-    it after the current step, with a checkpoint.
+    very bytes of one that was never stopped (same machine, numbers of threads and processes). SIGINT, SIGTERM and
+    schedulers' warnings stop it after the current step, with a checkpoint.
 
     Raises:
         UserError: data, settings or folder cannot be used, or a loss, gradient or weight is not finite for good.
@@ -78,9 +79,10 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
 
 @contextlib.contextmanager
 def opened(config: TrainConfig, resume: bool, group: Processes) -> Iterator[Training]:
-    """The run, whose files are closed however it ends."""
-    t = open_training(config, resume, group)
+    """The run, whose folder is this call's alone and whose files are closed however it ends."""
     with contextlib.ExitStack() as stack:
+        group.first_does(lambda: stack.enter_context(locked(config.out, "training in")))
+        t = open_training(config, resume, group)
         sinks = open_sinks(t.config, t.run.folder, t.step if resume else None)
         t.sinks = group.first_does(lambda: stack.enter_context(sinks)) or []
         if resume and t.step < t.config.steps:  # of a run that has ended nothing goes on

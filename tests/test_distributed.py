@@ -159,8 +159,8 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
     settings = endless(tmp_path)
     processes, log = start(settings)
     wait_for(settings.out, processes)
-    os.kill(processes[1].pid, signal.SIGTERM)
-    assert finish(processes) == [128 + signal.SIGTERM] * 2, log.read_text()
+    os.kill(processes[1].pid, signal.SIGHUP)
+    assert finish(processes) == [128 + signal.SIGHUP] * 2, log.read_text()
     last = checkpoint.read_record(checkpoint.latest(settings.out)).step
     assert f"stopped after step {last} of 100000" in log.read_text()
     assert tiny.metrics(settings.out)[-1]["step"] == last and tiny.events(settings.out) == [(last, "stop")]

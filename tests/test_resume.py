@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -39,14 +40,14 @@ def test_stopping_and_resuming_is_as_if_never_stopped(tmp_path: Path, monkeypatc
     def interrupted(self: progress.Progress, step: int, *args: float) -> None:
         update(self, step, *args)
         if step in (3, 4, 9):
-            os.kill(os.getpid(), signal.SIGINT if step == 4 else signal.SIGTERM)
+            os.kill(os.getpid(), {3: signal.SIGTERM, 4: signal.SIGINT, 9: signal.SIGHUP}[step])
 
     monkeypatch.setattr(progress.Progress, "update", interrupted)
     stops = []
     for attempt in range(4):
         part = train(settings_of["parts"], resume=attempt > 0)
         stops.append((part.step, part.stopped_by))
-    assert stops == [(3, signal.SIGTERM), (4, signal.SIGINT), (9, signal.SIGTERM), (12, None)]
+    assert stops == [(3, signal.SIGTERM), (4, signal.SIGINT), (9, signal.SIGHUP), (12, None)]
     assert tiny.state(part.checkpoint) == tiny.state(whole.checkpoint)
     assert tiny.metrics(tmp_path / "parts" / "run") == tiny.metrics(tmp_path / "whole" / "run")
     assert part.run.samples.read_bytes() == whole.run.samples.read_bytes()
@@ -63,6 +64,50 @@ def test_a_second_signal_stops_at_once_but_its_echo_does_not(monkeypatch: pytest
     assert stop.received == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         stop.handle(signal.SIGINT, None)
+
+
+def test_a_warning_that_comes_again_does_not_stop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGXCPU comes each second; what follows a warning asks for the first time."""
+    clock = iter(range(10, 20))
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: next(clock))
+    stop = interrupt.StopSignal()
+    for number in (signal.SIGXCPU, signal.SIGXCPU, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+        stop.handle(number, None)
+    assert stop.received == signal.SIGXCPU
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT])
+def test_signals_are_caught_unless_they_were_ignored_before(number: int) -> None:
+    before = signal.getsignal(number)
+    with interrupt.stop_signal() as stop:
+        os.kill(os.getpid(), number)
+    assert stop.received == number and signal.getsignal(number) is before
+    signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with interrupt.stop_signal() as stop:
+            os.kill(os.getpid(), number)
+        assert stop.received is None and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_run_is_one_process_s_alone(tmp_path: Path) -> None:
+    """Also to resume; and a kill releases it."""
+    endless = tiny.config(tmp_path, steps=100_000, eval_every=0, sample_every=0, checkpoint_every=1)
+    holder = tiny.fork("train", *tiny.flags(endless))
+    while not checkpoint.latest(endless.out):
+        assert holder.is_alive()
+        time.sleep(0.01)
+    told = f"another process, pid {holder.pid}, on host {socket.gethostname()}, is training in {endless.out}"
+    for resume in (False, True):
+        assert told in refusal(endless, resume)
+    holder.kill()
+    holder.join()
+    step = checkpoint.read_record(checkpoint.latest(endless.out)).step
+    assert train(dataclasses.replace(endless, steps=step + 1), resume=True).step == step + 1
+    assert not list(endless.out.glob(".*"))
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ def test_unknown_recipes_list_the_known() -> None:
     [("steps", 0), ("batch_size", 0), ("accumulation", -1), ("context", 0), ("lr", 0.0), ("lr", math.nan)]
     + [("lr", math.inf), ("min_lr", -1.0), ("min_lr", 1.0), ("warmup_steps", -1), ("weight_decay", -0.1)]
     + [("beta1", 1.0), ("beta2", -0.1), ("grad_clip", 0.0), ("seed", -1), ("seed", 2**63), ("val_fraction", 0.0)]
-    + [("val_fraction", 1.0), ("eval_every", 0), ("eval_tokens", 0), ("sample_every", -1), ("sample_tokens", 0)]
+    + [("val_fraction", 1.0), ("eval_every", -1), ("eval_tokens", 0), ("sample_every", -1), ("sample_tokens", 0)]
     + [("hellaswag_items", 0), ("lora_rank", -1), ("spike_z", -1.0), ("skip_limit", -1), ("freeze_layers", -1)]
-    + [("log_every", 0), ("checkpoint_every", 0), ("keep", 0)],
+    + [("log_every", -1), ("checkpoint_every", -1), ("keep", 0)],
 )
 def test_values_that_make_no_sense(name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} is {value}, expected "):

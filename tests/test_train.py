@@ -153,6 +153,12 @@ def test_less_often(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "samples.txt").read_text().count("--- step ") == 1
 
 
+def test_0_is_at_the_last_step_only(tmp_path: Path) -> None:
+    train(tiny.config(tmp_path, log_every=0, sample_every=0, eval_every=0, checkpoint_every=0))
+    assert [row["step"] for row in tiny.metrics(tmp_path / "run")] == [8, 8]
+    assert [path.name for path in checkpoint.list_all(tmp_path / "run")] == ["step_000008"]
+
+
 def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.5, 2.0])
     monkeypatch.setattr(loop, "loss_sums", lambda *_: (next(losses), 1))

@@ -61,7 +61,7 @@ def by_trial(config: TrainConfig, sizes: GPT2Config, steps: int, most: int, proc
 
 def hours(config: TrainConfig, rate: float, validation: int | None) -> float:
     """Hours of all steps and evaluations. validation: tokens of the validation split, None where it is not known."""
-    evaluations = -(-config.steps // config.eval_every)
+    evaluations = -(-config.steps // (config.eval_every or config.steps))
     evaluated = config.eval_tokens if validation is None else min(config.eval_tokens, validation)
     tokens = tokens_per_step(config) * config.steps + EVALUATED * evaluated * evaluations
     return tokens / rate / 3600
