@@ -164,8 +164,7 @@ def sample(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """One id per row of logits (B,V) fp32: (B,) int64. Arguments as in `stream`; ValueError for non-finite logits."""
-    if not all(math.isfinite(end) for end in logits.aminmax()):  # nan passes through both
-        raise ValueError("generate: the model's logits are not all finite, so its weights must be damaged")
+    check_finite(logits)
     if temperature == 0:
         return logits.argmax(dim=-1)
     if top_k is not None and top_k < logits.shape[1]:
@@ -177,6 +176,12 @@ def sample(
     if top_p is not None and top_p < 1:
         probabilities = _nucleus(probabilities, top_p)
     return _draw(probabilities, generator)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raises ValueError for logits that only damaged weights give."""
+    if not all(math.isfinite(end) for end in logits.aminmax()):  # nan passes through both
+        raise ValueError("generate: the model's logits are not all finite, so its weights must be damaged")
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

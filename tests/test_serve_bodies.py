@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -218,6 +219,25 @@ def test_methods_and_paths(web: httpx.Client) -> None:
     for path in ("/completions", "/v1/responses", "/v1", "/v1/v1/completions"):
         message = refused(web.post(path, json={}), 404)["message"]
         assert message.endswith("expected one of /, /v1/models, /v1/completions, /v1/chat/completions")
+
+
+def test_a_body_in_chunks_or_after_a_pause(web: httpx.Client, url: str) -> None:
+    """Without a length, and sent only when the server has said that it may be; too long a one need not be sent."""
+    answer = web.post("/v1/completions", content=iter([BODY[:9], BODY[9:]]), headers=JSON)
+    assert answer.status_code == 200
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    for length, told in ((len(BODY), b"HTTP/1.1 100 Continue"), (2**24, b"HTTP/1.1 413 ")):
+        with socket.create_connection(urlsplit(url).netloc.split(":")) as raw:
+            raw.sendall(f"{head}Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n".encode())
+            assert raw.recv(1000).startswith(told)
+            if length == len(BODY):
+                raw.sendall(BODY)
+                assert raw.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_request_that_cannot_be_answered_is_no_stream(web: httpx.Client) -> None:
+    answer = completion(web, prompt="x" * 300, stream=True)
+    assert refused(answer)["code"] == "context_length_exceeded" and "json" in answer.headers["content-type"]
 
 
 def test_a_connection_lives_through_refusals(url: str) -> None:

@@ -19,7 +19,7 @@ from gpt2c.serve import engine as engine_module  # noqa: E402
 from gpt2c.serve.service import Order, Service  # noqa: E402
 from gpt2c.serve.text import TextWriter, spelled  # noqa: E402
 from gpt2c.serve.tokens import Wanted, token  # noqa: E402
-from gpt2c.tokenizer import get_tokenizer  # noqa: E402
+from gpt2c.tokenizer import StreamDecoder, get_tokenizer  # noqa: E402
 
 
 class TestEngine:
@@ -56,6 +56,12 @@ class TestEngine:
             assert answer.status_code == 500 and "weights must be damaged" in answer.json()["error"]["message"]
             lines = httpx.post(f"{url}/v1/completions", json={**body, "stream": True}).text.split("\n\n")
             assert "weights must be damaged" in json.loads(lines[0].removeprefix("data: "))["error"]["message"]
+            asked = {**body, "prompt": "xyz", "max_tokens": 0, "echo": True, "logprobs": 1}
+            for at, body in (("v1/completions", asked), ("api/lens", {"ids": [1, 2]})):
+                answer = httpx.post(f"{url}/{at}", json=body)
+                assert answer.status_code == 500 and "weights must be damaged" in answer.json()["error"]["message"]
+            lines = httpx.post(f"{url}/v1/completions", json={**asked, "stream": True}).text
+            assert "weights must be damaged" in lines and "NaN" not in lines
             wait_until(lambda: service.engine.load() == (0, 0))  # the client may hear of it first
 
     def test_a_step_that_fails_ends_its_texts_only(self, monkeypatch):
@@ -112,6 +118,16 @@ class TestText:
             writer = TextWriter(tokenizer, stops)
             given = "".join(map(writer.feed, text.encode())) + writer.finish()
             assert (given, writer.stopped) == (wanted, wanted != text), text
+
+    def test_a_character_that_the_prompt_begins(self):
+        """Prompt and text together are what their bytes are, wherever they are cut."""
+        tokenizer = get_tokenizer("bytes")
+        for text in ("€uro", "a€", "😀!", "é"):
+            ids = list(text.encode())
+            for cut in range(len(ids) + 1):
+                decoder, writer = StreamDecoder(tokenizer), TextWriter(tokenizer, [], ids[:cut])
+                given = "".join(map(decoder.feed, ids[:cut])) + "".join(map(writer.feed, ids[cut:]))
+                assert given + writer.finish() == text
 
     def test_an_unfinished_character(self):
         writer = TextWriter(get_tokenizer("bytes"), ["x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,12 +13,13 @@ pytest.importorskip("fastapi", reason="the package fastapi is not installed")
 pytest.importorskip("uvicorn", reason="the package uvicorn is not installed")
 openai = pytest.importorskip("openai", reason="the package openai is not installed")
 
+import httpx  # noqa: E402, comes with openai
 from serving import NAME, make_service, serving  # noqa: E402
 
 from gpt2c.serve import engine, forms  # noqa: E402
 from gpt2c.serve.forms import CompletionForm  # noqa: E402
 from gpt2c.serve.service import Service  # noqa: E402
-from gpt2c.serve.text import spelled  # noqa: E402
+from gpt2c.serve.text import TextWriter, spelled  # noqa: E402
 from gpt2c.serve.tokens import Token  # noqa: E402
 from gpt2c.tokenizer import decode  # noqa: E402
 
@@ -185,6 +187,34 @@ class TestOpenAI:
         assert answer.choices[0].text == text[:end] and answer.choices[0].finish_reason == "stop"
         told = client.completions.create(model=NAME, prompt="Once", max_tokens=20, temperature=0, logprobs=0)
         assert len(told.choices[0].logprobs.tokens) == end + 1 == told.usage.completion_tokens
+
+    def test_a_stream_holds_no_end_of_a_line_but_its_own(self, url, client, monkeypatch):
+        """Of characters at which Python's splitlines, and so httpx's iter_lines, would cut an event in two."""
+        strange = "a\u2028b\u2029c\x85d\x0b\x1ce€"
+        monkeypatch.setattr(TextWriter, "feed", lambda self, id: strange)
+        body = {"model": NAME, "prompt": strange, "max_tokens": 3, "stream": True, "echo": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+        parts = [json.loads(line)["choices"][0]["text"] for line in lines[:-1]]
+        assert lines[-1] == "[DONE]" and "".join(parts).startswith(strange * 2)
+
+    @pytest.mark.parametrize("ids", [[0xE2], [0xE2, 0x82], [65, 0xF0, 0x9F, 0x98]])
+    def test_ids_that_end_within_a_character(self, client, service, ids):
+        answer = client.completions.create(model=NAME, prompt=ids, max_tokens=6, temperature=0, echo=True)
+        written = service.model.generate(torch.tensor([ids]), 6, temperature=0)[0].tolist()
+        assert answer.choices[0].text == decode(service.tokenizer, written)
+        nothing = client.completions.create(model=NAME, prompt=ids, max_tokens=0, echo=True)
+        assert nothing.choices[0].text == decode(service.tokenizer, ids)
+
+    def test_each_text_ends_once(self, client):
+        """Of several in one stream, some of them at a stop string."""
+        chunks = list(client.completions.create(
+            model=NAME, prompt=["Once", "Twice"], n=3, seed=3, max_tokens=30, stop=["#"], stream=True,
+            stream_options={"include_usage": True},
+        ))  # fmt: skip
+        ends = [(c.index, c.finish_reason) for chunk in chunks for c in chunk.choices if c.finish_reason]
+        assert sorted(index for index, _ in ends) == list(range(6)) and {"stop", "length"} == {why for _, why in ends}
+        assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
     def test_usage_counts_a_prompt_once(self, client):
         usage = client.completions.create(model=NAME, prompt=["abc", "d"], n=3, max_tokens=1).usage

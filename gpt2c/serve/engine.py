@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gpt2c.decode import MOST_ROWS, Decoder, can_decode, check_weights
-from gpt2c.generate import KVCache, sample
+from gpt2c.generate import KVCache, check_finite, sample
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
 from gpt2c.serve.outbox import Outbox
@@ -94,12 +94,24 @@ class Row:
         """Whether its prompt is to be read yet, or it ends without a token."""
         return len(self.unread) > 1 or not self.job.length
 
-    def score(self, logits: Tensor) -> None:
-        """Tells of the prompt's next tokens what logits (n,V), after the last n that were read, say of them."""
+    def score(self, logits: Tensor) -> bool:
+        """Tells of the prompt's next tokens what logits (n,V), after the last n that were read, say of them; returns
+        whether that ends the text."""
         assert self.job.wanted is not None
+        if len(logits):
+            try:
+                check_finite(logits)
+            except ValueError as error:
+                return self.fail(error)
         ids = self.job.prompt[self.cache.length - len(logits) + 1 : self.cache.length + 1]
         scored = [token(id, row, self.job.wanted) for id, row in zip(ids, logits, strict=False)]
         self._put(Scored(scored))
+        return False
+
+    def fail(self, error: Exception) -> bool:
+        """Ends a text for damaged weights, in one sentence."""
+        self._put(Finish("failure", str(error)), at_once=True)
+        return True
 
     def end(self) -> bool:
         """Ends a text of which nothing is written."""
@@ -111,9 +123,8 @@ class Row:
         job, how = self.job, self.job.sampling
         try:
             id = int(sample(logits, how.temperature, how.top_k, how.top_p, self.generator))
-        except ValueError as error:  # damaged weights, in one sentence
-            self._put(Finish("failure", str(error)), at_once=True)
-            return True
+        except ValueError as error:
+            return self.fail(error)
         self.unread = [id]
         self.written += 1
         items: list[Item] = [token(id, logits[0], self._wanted())]
@@ -263,8 +274,8 @@ class Engine:
         if piece:
             y = self.model.hidden(torch.tensor([piece]), cache=row.cache)
             logits = self.model.logits(y if row.job.scored else y[-1:]).float()
-        if row.job.scored:
-            row.score(logits)
+        if row.job.scored and row.score(logits):
+            return True
         if row.unread:
             return False
         return row.take(logits[-1:]) if row.job.length else row.end()

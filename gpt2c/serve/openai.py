@@ -17,7 +17,7 @@ from gpt2c.serve.forms import ChatForm, CompletionForm, Form
 from gpt2c.serve.responses import GONE, EventStream, while_connected
 from gpt2c.serve.service import Answer, Order, Service
 from gpt2c.serve.tokens import Wanted
-from gpt2c.tokenizer import decode
+from gpt2c.tokenizer import StreamDecoder
 
 DEFAULT_LENGTH = 16  # tokens of a completion whose request does not say, as in OpenAI's API
 
@@ -88,7 +88,11 @@ def chat_order(service: Service, body: ChatBody) -> Order:
 
 
 def _spelled(service: Service, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else decode(service.tokenizer, prompt)
+    """Without the beginning of a character that the text goes on with."""
+    if isinstance(prompt, str):
+        return prompt
+    decoder = StreamDecoder(service.tokenizer)
+    return "".join(map(decoder.feed, prompt))
 
 
 def _check_model(service: Service, name: str) -> None:
@@ -129,8 +133,8 @@ async def _events(form: Form, answer: Answer, include_usage: bool) -> AsyncItera
 
 
 def event(data: dict[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """One server-sent event, in ASCII: many clients take U+2028 and the like, unescaped, for the end of a line."""
+    return f"data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
 
 
 def _usage(answer: Answer) -> dict[str, int]:

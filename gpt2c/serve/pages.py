@@ -115,6 +115,8 @@ def router(service: Service) -> APIRouter:
             raise too_many() from error
         except Stopped as error:
             raise ApiError(503, "the server is stopping", "server_error") from error
+        except ValueError as error:  # damaged weights, in one sentence
+            raise ApiError(500, str(error), "server_error") from error
         if found is None:
             raise ApiError(GONE, "the client has gone")
         return found

@@ -147,7 +147,7 @@ class Answer:
 
     def __init__(self, service: Service, jobs: Sequence[Job], order: Order) -> None:
         self._service, self._jobs = service, jobs
-        self._open = {job.index: TextWriter(service.tokenizer, order.stops) for job in jobs}
+        self._open = {job.index: TextWriter(service.tokenizer, order.stops, job.prompt) for job in jobs}
         self.prompt_tokens = sum(map(len, order.prompts))
         self.written_tokens = 0
 

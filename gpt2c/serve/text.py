@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 from gpt2c.tokenizer import StreamDecoder, Tokenizer
 
+LONGEST = 4  # bytes of a character, and so tokens
+
 
 class TextWriter:
     """`feed` it ids, then `finish` it; both give the text that is certain by then.
 
     What may be the beginning of a stop string is held back until it is known not to be one. stopped: one has come; it
-    and what follows is not given.
+    and what follows is not given. before: the ids that the text goes on after, perhaps within a character.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], before: Sequence[int] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer)
+        for id in before[-LONGEST:]:
+            self._decoder.feed(id)
         self._stops = stops
         self._held = ""
         self.stopped = False

@@ -109,6 +109,8 @@ class Translations:
             TARGET: (maps.target, target, target),
             SOURCE: (maps.source, source, source),
         }[kind]
+        if not weights.isfinite().all():
+            raise ApiError(500, "the attention is not all finite, so the weights must be damaged", "server_error")
         return AttentionMap(rows, columns, weights[layer, 0, head, : len(rows)], torch.zeros(len(rows)))
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2c.generate import check_finite
 from gpt2c.model import GPT2, Block
 from gpt2c.serve.tokens import Token, Wanted, token
 
@@ -58,7 +59,10 @@ def map_kinds(model: GPT2) -> list[MapKind]:
 
 
 class Reading:
-    """A text of ids, as the model reads it: q and k of each layer, and the residual stream before and after each."""
+    """A text of ids, as the model reads it: q and k of each layer, and the residual stream before and after each.
+
+    Raises ValueError for damaged weights.
+    """
 
     @torch.no_grad()
     def __init__(self, model: GPT2, ids: Sequence[int]) -> None:
@@ -69,6 +73,7 @@ class Reading:
         self.streams = [x]  # (T,C) each
         for block in model.h:
             self.streams.append(self._block(block, self.streams[-1]))
+        check_finite(self.logits(len(model.h), slice(-1, None)))
 
     def _block(self, block: Block, x: Tensor) -> Tensor:
         T, C = x.shape
