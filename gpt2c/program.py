@@ -13,7 +13,7 @@ def program() -> str:
     """`gpt2c` where the shell finds this very program under that name, else its path as it was started (what `make` and
     virtual environments that are not active need), or `python -m gpt2c` if it was started so."""
     started = Path(sys.argv[0])
-    if started.name == "__main__.py":
+    if started.name == "__main__.py" and started.parent.name == "gpt2c":
         return f"{_typed(Path(sys.executable))} -m gpt2c"
     if started.stem == "gpt2c" and started.exists():
         return _typed(started)

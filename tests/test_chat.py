@@ -105,11 +105,23 @@ def test_the_oldest_exchanges_are_forgotten_and_the_system_stays(
     exchange(session, "f")
     assert voice.seen[-1] == spelled("f", system="Sys")
     session.system = ""
+    (tmp_path / "saved.jsonl").write_bytes((tmp_path / "saved.jsonl").read_bytes()[:-1])  # as an editor leaves it
     session.save(tmp_path / "saved.jsonl")
     found = read_conversations(tmp_path / "saved.jsonl", template, 1000)
     texts = [template.tokenizer.decode_bytes(ids.tolist()).decode() for ids, _ in found.encoded]
     whole = ["a" * 10, "A", "b" * 10, "B", "c" * 10, "C", "d", "D", "e" * 32, "E"]
     assert texts == [spelled(*whole, system="Sys")[:-13], spelled("f", "F")[:-13]], "what was forgotten is saved, too"
+
+
+def test_a_reply_that_says_nothing_is_not_saved(
+    session: Session, template: Template, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    voice = Voice(template, "")
+    monkeypatch.setattr(GPT2, "stream", lambda *args: voice(*args))
+    exchange(session, "a")
+    with pytest.raises(UserError, match="the assistant's, is '', expected a text that says something"):
+        session.save(tmp_path / "saved.jsonl")
+    assert not (tmp_path / "saved.jsonl").exists()
 
 
 def test_a_message_that_does_not_fit_changes_nothing(

@@ -27,7 +27,7 @@ from gpt2c.tokenizer import get_tokenizer
 TALKS = [
     talk("Hi", "Hello.", "Bye", "See you.", system="Be kind."),
     talk("1+1?", "2"),
-    talk("a", ""),
+    talk("a", "bcd"),
     talk("What is it?", "A test.", "Why?"),
     talk("x" * 20, "y" * 9),
 ]
@@ -76,6 +76,12 @@ def test_conversations_longer_than_the_context(template: Template, tmp_path: Pat
         read_conversations(exact, template, 26)
 
 
+def empty(*replies: str) -> bytes:
+    """A line of questions with these replies."""
+    turns = (f'{{"role": "user", "content": "a"}}, {{"role": "assistant", "content": "{reply}"}}' for reply in replies)
+    return f'{{"messages": [{", ".join(turns)}]}}'.encode()
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -91,6 +97,17 @@ def test_conversations_longer_than_the_context(template: Template, tmp_path: Pat
         (b'{"text": "a"}', "line 2 is no conversation: expected an object with a list `messages`"),
         (b'{"messages": []}', r"line 2: the messages are \[\], expected a list of at least one"),
         (b'{"messages": [{"role": "user", "content": "a"}]}', "line 2: no message has the role 'assistant'"),
+        *(
+            (empty(reply), "line 2: message 2, the assistant's, is ")
+            for reply in ("", " ", "\\n\\t", "\u3000", "\u200b\ufeff")
+        ),
+        (empty("fine", ""), "line 2: message 4, the assistant's, is '', expected a text that says something"),
+        (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}', "content None"),
+        (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}', "message 2 has the content None"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}',
+            "message 2 has the role None, expected",
+        ),
         (b'{"messages": [{"role": "bot", "content": "a"}]}', "line 2: message 1 has the role 'bot', expected 'system'"),
         (b'{"messages": [{"role": "user", "content": 3}]}', "line 2: message 1 has the content 3, expected a text"),
     ],

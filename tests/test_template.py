@@ -118,7 +118,6 @@ def test_the_tokenizers_files_hold_it(small: AddedTokens, tmp_path: Path) -> Non
 def test_a_model_that_has_not_learned_to_chat(tmp_path: Path) -> None:
     assert load_template(tmp_path) is None
     save_tokenizer(base_tokenizer("own"), tmp_path)
-    get_tokenizer.cache_clear()
     assert load_template(tmp_path) is None
     (tmp_path / "padded").mkdir()
     padded = AddedTokens(get_tokenizer("bytes"), ["[PAD]"])
@@ -135,7 +134,6 @@ def test_damaged_files(tmp_path: Path) -> None:
     whole = json.loads(path.read_text())
     del whole["added_tokens"][2]
     path.write_text(json.dumps(whole))
-    get_tokenizer.cache_clear()
     with pytest.raises(UserError, match="its ids are not 0 to"):
         load_template(tmp_path)
     save_tokenizer(chat_tokenizer(get_tokenizer("bytes")), tmp_path)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt2c.chat.reply import Reply
-from gpt2c.chat.template import Template
+from gpt2c.chat.template import Template, check_conversation
 from gpt2c.errors import UserError, reason
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
@@ -64,13 +65,20 @@ class Session:
         self.turns, self._seen_from = [], 0
 
     def save(self, path: Path) -> None:
-        """Add the conversation to a file as a line that `gpt2c sft` reads. UserError if there is none or that fails."""
+        """Add the conversation to a file as a line that `gpt2c sft` reads. UserError if there is none, if a reply says
+        nothing, or if that fails."""
         if not self.turns:
             raise UserError("there is nothing to save yet")
-        line = json.dumps({"messages": self._messages(self.turns)}, ensure_ascii=False)
+        messages = self._messages(self.turns)
+        check_conversation(messages)
+        line = json.dumps({"messages": messages}, ensure_ascii=False)
         try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with open(path, "a+b") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                start = (
+                    b"" if file.read(1) in (b"", b"\n") else b"\n"
+                )  # an editor may have left the last line's end out
+                file.write(start + line.encode() + b"\n")
         except OSError as error:
             raise UserError(f"cannot write {path}: {reason(error)}") from error
 

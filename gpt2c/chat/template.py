@@ -9,6 +9,7 @@ assistant take turns. The model learns what the assistant says, and the <|end|> 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from gpt2c.tokenizer.files import TOKENIZER
 
 ROLES = ("system", "user", "assistant")
 END = "<|end|>"
+INVISIBLE = "ZC"  # Unicode's categories of white space, controls, and marks that join or order what stands beside them
 TOKENS = (*(f"<|{role}|>" for role in ROLES), END)
 
 # The same for Hugging Face's libraries and llama.cpp. They encode the spelled conversation as one text, in which a
@@ -123,10 +125,18 @@ def chat_tokenizer(tokenizer: Tokenizer) -> AddedTokens:
 
 
 def check_conversation(messages: object) -> None:
-    """As check_messages, and raises UserError if the assistant says nothing."""
+    """As check_messages, and raises UserError if the assistant says nothing, or in one of its messages nothing that can
+    be seen."""
     check_messages(messages)
-    if not any(message["role"] == "assistant" for message in messages):
+    replies = [(i, message["content"]) for i, message in enumerate(messages, 1) if message["role"] == "assistant"]
+    if not replies:
         raise UserError("no message has the role 'assistant', so there is nothing to learn")
+    for i, content in replies:
+        if not any(unicodedata.category(c)[0] not in INVISIBLE for c in content):
+            raise UserError(
+                f"message {i}, the assistant's, is {_short(content)}, expected a text that says something: the model "
+                "would learn to say nothing"
+            )
 
 
 def check_messages(messages: object) -> None:
