@@ -103,8 +103,13 @@ def processes(device: str) -> Iterator[Processes]:
     device: `auto`, `cpu` or `cuda`, see gpt2c.precision.find_device. Raises UserError, also where another process has
     ended while this one waited for it.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, world, local = _number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world > 1 and missing:
+        raise UserError(
+            f"the environment says WORLD_SIZE={world}, but has no {' and no '.join(missing)}: start the processes with "
+            "torchrun, or unset WORLD_SIZE to train in one"
+        )
     found = find_device(device, local)
     if world == 1:
         yield Processes(0, 1, found)
@@ -121,6 +126,14 @@ def processes(device: str) -> Iterator[Processes]:
             f"process {rank} of {world} has lost another one ({reason(error)[:120]}), so training has stopped; go on "
             "from the latest checkpoint with --resume, or let torchrun do so with --max-restarts"
         ) from error
+
+
+def _number(name: str, least: int) -> int:
+    """A variable that torchrun sets; `least` where it is not set."""
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"the environment says {name}={text}, expected a whole number of at least {least}: unset it")
+    return int(text)
 
 
 def _join(backend: str) -> None:

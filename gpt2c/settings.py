@@ -255,7 +255,10 @@ def load_recipe(name: str, kind: type[Config] = TrainConfig) -> Config:
     elif name.endswith(".toml") or Path(name).is_file():
         with reading("recipe", Path(name)):
             raw = Path(name).read_bytes()
-        text = raw.decode("utf-8", errors="replace")
+        try:
+            text = raw.decode("utf-8-sig")  # with or without the mark that some editors put first
+        except UnicodeDecodeError as error:
+            raise UserError(f"the recipe {name} is not UTF-8 text: byte {error.start} is wrong") from error
     else:
         known = ", ".join(recipe_names())
         raise UserError(f"unknown recipe {name!r}: expected one of {known}, or the path of a TOML file")

@@ -18,7 +18,7 @@ import tiny
 import torch
 import torch.distributed as dist
 
-from gpt2c import checkpoint
+from gpt2c import checkpoint, distributed
 from gpt2c.errors import UserError
 from gpt2c.settings import TrainConfig
 from gpt2c.step import accumulate_gradients, micro_batches
@@ -141,6 +141,29 @@ def test_a_mistake_is_told_once(tmp_path: Path) -> None:
         "micro-steps\n"
     )
     assert not settings.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "the environment says WORLD_SIZE=2, but has no MASTER_ADDR and no MASTER_PORT",
+        ),
+        ({"WORLD_SIZE": "two"}, "the environment says WORLD_SIZE=two, expected a whole number of at least 1"),
+        ({"RANK": "-1"}, "the environment says RANK=-1, expected a whole number of at least 0"),
+    ],
+)
+def test_variables_of_no_torchrun_are_told(
+    variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's or a scheduler's, say."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told), distributed.processes("cpu"):
+        pass
 
 
 def endless(folder: Path) -> TrainConfig:

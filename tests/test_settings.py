@@ -106,3 +106,12 @@ def test_unknown_recipes_list_the_known() -> None:
 def test_values_that_make_no_sense(name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} is {value}, expected "):
         TrainConfig(**{name: value})
+
+
+def test_a_recipe_is_utf8_with_or_without_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbfsteps = 7\n")
+    assert load_recipe(str(path)).steps == 7
+    path.write_bytes("data = 'café.txt'\n".encode("latin-1"))
+    with pytest.raises(UserError, match="mine.toml is not UTF-8 text: byte 11 is wrong"):
+        load_recipe(str(path))
