@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt2c.data import Dataset, load_dataset, manifest
+from gpt2c.data import Dataset, load_dataset, manifest, ranges
 from gpt2c.data.prepare import Settings, prepare
 from gpt2c.data.shards import open_shard
 from gpt2c.errors import UserError
@@ -172,7 +173,7 @@ def test_an_id_outside_the_vocabulary_never_reaches_the_model(tmp_path: Path, su
 def prepared(tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text("A short text. " * 100, encoding="utf-8")
     settings = Settings([str(tmp_path / "text.txt")], "gpt2", 100, 50, "text")
-    prepare(settings, tmp_path / "out", 1, lambda *_: None)
+    prepare(settings, tmp_path / "out", 1)
     return tmp_path / "out"
 
 
@@ -209,3 +210,86 @@ def test_a_manifest_that_is_none(prepared: Path) -> None:
         assert f"{path} is not a manifest that `gpt2c prepare` has written" in refusal(prepared)
     path.write_text(json.dumps(unfinished))
     assert "is not complete" in refusal(prepared)
+
+
+# Files that change while they are read
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_shard_that_is_shortened_while_it_is_read(tmp_path: Path, suffix: str) -> None:
+    shard = WRITERS[suffix](tmp_path / f"s.{suffix}", np.arange(50_000))
+    dataset = load(shard)
+    dataset.train_batch(0, 1, 0, 1, 4, CONTEXT)
+    whole = shard.read_bytes()
+    os.truncate(shard, len(whole) - 90_000)
+    with pytest.raises(UserError, match=f"{shard} has been shortened since it was opened: it ends at byte") as error:
+        dataset.fingerprint()
+    assert "\n" not in str(error.value)
+    shard.write_bytes(whole)  # in place
+    assert dataset.fingerprint() == load(shard).fingerprint()
+
+
+def test_a_shard_that_is_replaced_or_deleted_while_it_is_read(tmp_path: Path) -> None:
+    """As `gpt2c prepare` and most programs replace files: the one that was opened is read to its end."""
+    shard = write_bin(tmp_path / "s.bin", range(100))
+    dataset = load(shard)
+    before = all_ids(dataset)
+    os.replace(write_bin(tmp_path / "other.bin", range(50)), shard)
+    assert all_ids(dataset) == before and all_ids(load(shard)) == list(range(50))
+    shard.unlink()
+    assert all_ids(dataset) == before
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "MOST_OPEN", 3)
+    for i in range(10):
+        write_bin(tmp_path / f"x_{i:06d}.bin", range(10 * i, 10 * i + 10))
+    dataset = load(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    assert all_ids(dataset) == all_ids(dataset) == list(range(100))
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    write_bin(tmp_path / "x_000000.bin", range(11))
+    with pytest.raises(
+        UserError, match="x_000000.bin has been replaced since it was opened: it has 1046 bytes, .*1044"
+    ):
+        all_ids(dataset)
+    (tmp_path / "x_000000.bin").unlink()
+    with pytest.raises(UserError, match="cannot read the token shard .*x_000000.bin: No such file"):
+        all_ids(dataset)
+
+
+# nanoGPT's, without a header
+
+
+def write_headerless(path: Path, ids: object) -> Path:
+    np.asarray(ids, dtype=np.uint16).tofile(path)
+    return path
+
+
+def test_nanogpts_shards(tmp_path: Path) -> None:
+    write_headerless(tmp_path / "train.bin", range(50000, 50200))
+    write_headerless(tmp_path / "val.bin", range(50))
+    for name in ("prepare.py", "readme.md"):
+        (tmp_path / name).write_text("text")
+    with pytest.warns(UserWarning) as told:
+        dataset = load(tmp_path)
+    assert dataset.sizes == (200, 50) and all_ids(dataset) == [*range(50000, 50200), *range(50)]
+    assert [str(note.message).split(": ")[0] for note in told] == [
+        f"{tmp_path} holds nanoGPT's train.bin and val.bin",
+        f"{tmp_path / 'train.bin'} has no header",
+        f"{tmp_path / 'val.bin'} has no header",
+    ]
+    with pytest.warns(UserWarning, match="has no header"):
+        assert load(tmp_path / "train.bin").sizes == (160, 40)
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="outside the vocabulary of 257"):
+        load(tmp_path, tokenizer="bytes").fingerprint()
+
+
+def test_headerless_files_that_are_not_read(tmp_path: Path) -> None:
+    other = write_headerless(tmp_path / "other.bin", range(100))
+    assert "nanoGPT's, without a header, are read by their names, train.bin and val.bin" in refusal(other)
+    (tmp_path / "train.bin").write_bytes(b"x" * 101)
+    assert "has 101 bytes and no header" in refusal(tmp_path / "train.bin")
+    write_headerless(tmp_path / "train.bin", range(60))
+    (tmp_path / "meta.pkl").touch()
+    assert "a vocabulary of nanoGPT's own, meta.pkl" in refusal(tmp_path / "train.bin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from gpt2c.data.dataset import Dataset
 from gpt2c.data.inputs import FIELD, open_file
 from gpt2c.data.inputs import files as input_files
 from gpt2c.data.rows import Rows
-from gpt2c.data.shards import SUFFIXES, open_shard
+from gpt2c.data.shards import HEADERLESS, SUFFIXES, open_shard
 from gpt2c.data.tokens import Piece, Tokens
 from gpt2c.errors import UserError
 from gpt2c.tokenizer import Tokenizer
 
 EMBEDDED = "embedded"
 PIECE = 2**20  # tokens, at least, of texts in memory
-VALIDATION = re.compile(r".*_val_\d+\.(bin|npy)")
+VALIDATION = re.compile(r".*_val_\d+\.(bin|npy)|val\.bin")
 
 
 def load_dataset(data: str, tokenizer: Tokenizer, val_fraction: float, context: int) -> Dataset:
@@ -30,7 +31,7 @@ def load_dataset(data: str, tokenizer: Tokenizer, val_fraction: float, context: 
         data: `embedded`, a text or rows in a format of `gpt2c prepare`, a token shard (.bin, .npy), or a folder of
             either.
         val_fraction: share of the tokens, from the end, kept for validation, unless the folder has shards for it:
-            those named *_val_NUMBER.
+            those named *_val_NUMBER, or nanoGPT's val.bin.
         context: tokens in a window; each split must hold context + 1.
     Raises:
         UserError: missing, empty, too short, not UTF-8, no data, a foreign or damaged shard, or another tokenizer's.
@@ -83,7 +84,10 @@ def _read_shards(
     if path / manifest.NAME in others:
         others.remove(path / manifest.NAME)
         digest = manifest.check(path, files, tokenizer)
-    if others:
+    if others and {file.name for file in files} == set(HEADERLESS):
+        names = ", ".join(file.name for file in others[:3])
+        warnings.warn(f"{path} holds nanoGPT's train.bin and val.bin: other files are not read ({names})", stacklevel=2)
+    elif others:
         raise UserError(f"{path} mixes token shards ({files[0].name}) and text ({others[0].name}): keep one kind")
     validation = [file for file in files if VALIDATION.fullmatch(file.name)]
     training = [file for file in files if file not in validation]

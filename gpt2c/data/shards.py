@@ -2,41 +2,46 @@
 
 .bin    256 little-endian int32: magic 20240520, version 1, number of tokens, zeros; then the tokens as uint16
         (llm.c, dev/data/data_common.py)
+        of nanoGPT's train.bin and val.bin, without a header, the ids alone (data/openwebtext/prepare.py)
 .npy    NumPy's array file of one dimension, uint16 (build-nanogpt, fineweb.py; numpy.lib.format)
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 
+from gpt2c.data.ranges import Ranges
 from gpt2c.errors import UserError, reason
 from gpt2c.files import reading
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024
 SUFFIXES = (".bin", ".npy")
+HEADERLESS = ("train.bin", "val.bin")  # nanoGPT's names
+NANOGPT_VOCABULARY = "meta.pkl"
 
 
 class Shard:
     """The ids of a shard; those that are taken are checked against the vocabulary."""
 
     def __init__(self, path: Path, offset: int, count: int, vocab_size: int) -> None:
-        self._path, self._offset, self._vocab_size = path, offset, vocab_size
-        with reading("token shard", path):  # an empty file cannot be mapped
-            self._ids = np.memmap(path, "<u2", "r", offset, count) if count else np.empty(0, "<u2")
+        self._path, self._offset, self._count, self._vocab_size = path, offset, count, vocab_size
+        self._file = Ranges(path)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._count
 
     def __getitem__(self, part: slice) -> np.ndarray:
         """The ids of a slice of step 1, uint16. Raises UserError, with file and byte, if one is not in the
-        vocabulary."""
-        ids = self._ids[part]
+        vocabulary, or if the file has become shorter."""
+        start, stop, _ = part.indices(self._count)
+        ids = np.frombuffer(self._file.read(self._offset + 2 * start, 2 * max(0, stop - start)), "<u2")
         if len(ids) and int(ids.max()) >= self._vocab_size:
             bad = int(np.argmax(ids >= self._vocab_size))
-            token = part.indices(len(self))[0] + bad
+            token = start + bad
             raise UserError(
                 f"{self._path}: token {token}, at byte {self._offset + 2 * token}, is {ids[bad]}, outside the "
                 f"vocabulary of {self._vocab_size}; give the --tokenizer that wrote the shard, or make the shard anew"
@@ -68,14 +73,37 @@ def _bin_header(path: Path) -> tuple[int, int]:
     """Where the tokens begin, in bytes, and how many the header announces."""
     with reading("token shard", path):
         fields = np.fromfile(path, dtype="<i4", count=3)
+    if (len(fields) < 3 or fields[0] != MAGIC) and path.name in HEADERLESS:
+        return 0, _headerless_count(path)
     if len(fields) < 3 or fields[0] != MAGIC:
         found = f"found {fields[0]}" if len(fields) else "the file ends before it"
-        raise UserError(f"{path} is not a token shard: expected the magic number {MAGIC} at byte 0, {found}")
+        raise UserError(
+            f"{path} is not a token shard: expected the magic number {MAGIC} at byte 0, {found}; nanoGPT's, without a "
+            "header, are read by their names, train.bin and val.bin"
+        )
     if fields[1] != VERSION:
         raise UserError(
             f"{path} is a token shard of version {fields[1]}, at byte 4: expected version {VERSION}, of uint16 tokens"
         )
     return HEADER_BYTES, int(fields[2])
+
+
+def _headerless_count(path: Path) -> int:
+    """The number of tokens of nanoGPT's file, of GPT-2's vocabulary as it is for all its data but characters."""
+    with reading("token shard", path):
+        size = path.stat().st_size
+        own = (path.parent / NANOGPT_VOCABULARY).exists()
+    if own:
+        raise UserError(
+            f"{path} holds ids of a vocabulary of nanoGPT's own, {NANOGPT_VOCABULARY}: learn from the text that they "
+            "were made from, --data input.txt"
+        )
+    if size % 2:
+        raise UserError(f"{path} has {size} bytes and no header: expected an even number, of nanoGPT's uint16 ids")
+    warnings.warn(
+        f"{path} has no header: it is read as nanoGPT's uint16 ids, of the --tokenizer that is given", stacklevel=2
+    )
+    return size // 2
 
 
 def _npy_header(path: Path) -> tuple[int, int]:
