@@ -69,6 +69,8 @@ NEUTRAL = [
     ("repetition_penalty", 1.0, 1.1),
     ("suffix", "", "x"),
     ("top_k", -1, 40),
+    ("stop_token_ids", [], [1]),
+    ("ignore_eos", False, True),
     ("min_p", 0, 0.05),
     ("reasoning_effort", "none", "high"),
     ("stream_options", {"include_usage": True}, {"include_obfuscation": True}),
@@ -85,6 +87,13 @@ def test_values_without_effect(web: httpx.Client, name: str, neutral: Any, other
     for ask in (completion, chat):
         assert said(ask(web, **{name: neutral})) == said(ask(web))
         assert refused(ask(web, **{name: other}))["param"].startswith(name)
+
+
+def test_what_only_the_other_kind_has(web: httpx.Client) -> None:
+    assert said(chat(web, echo=False, best_of=1)) == said(chat(web))
+    assert refused(chat(web, echo=True))["param"] == "echo"
+    assert said(completion(web, top_logprobs=0, logprobs=False)) == said(completion(web))
+    assert refused(completion(web, top_logprobs=2))["param"] == "top_logprobs"
 
 
 def test_parallel_tool_calls_of_no_tools(web: httpx.Client) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -49,7 +50,9 @@ class StreamOptions(Strict):
 
 
 class Body(Strict):
-    """What both kinds of requests have."""
+    """What both kinds of requests have. without_effect: other parameters, with the values that are taken."""
+
+    without_effect: ClassVar[Mapping[str, tuple[Any, ...]]]
 
     model: str
     temperature: float = Field(default=1, ge=0, le=2)
@@ -64,10 +67,10 @@ class Body(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_effect(cls, value: Any) -> Any:
+    def _left_out(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return neutral.without_labels(neutral.leave_out(value, neutral.OF_REQUESTS))
+        return neutral.without_labels(neutral.leave_out(value, cls.without_effect))
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -88,6 +91,7 @@ class Body(Strict):
 class CompletionBody(Body):
     """POST /v1/completions. Without a prompt, a text begins as all do that the model has learned from."""
 
+    without_effect = neutral.OF_COMPLETIONS
     prompt: list[str | list[int]] = [""]
     logprobs: int | None = Field(default=None, ge=0, le=5)
     echo: bool = False
@@ -138,6 +142,7 @@ class Message(Strict):
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
+    without_effect = neutral.OF_CHATS
     messages: list[Message]
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)

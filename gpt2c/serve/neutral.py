@@ -12,9 +12,18 @@ OF_REQUESTS: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
-    "logit_bias": ({},),
+    "repeat_penalty": (1,),
+    "length_penalty": (1,),
+    "logit_bias": ({}, []),
     "top_k": (-1, 0),
     "min_p": (0,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "use_beam_search": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),  # of no tools
@@ -28,6 +37,8 @@ OF_REQUESTS: Mapping[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
 }
+OF_COMPLETIONS: Mapping[str, tuple[Any, ...]] = {**OF_REQUESTS, "top_logprobs": (0,)}
+OF_CHATS: Mapping[str, tuple[Any, ...]] = {**OF_REQUESTS, "echo": (False,), "best_of": (1,)}
 OF_MESSAGES: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "annotations": ([],)}
 # What the caller writes into its own books, with the type of its value.
 LABELS: Mapping[str, type] = {
