@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import torch
 import zstandard
 
+import gpt2c
 from gpt2c.cli import main
-from gpt2c.data import json_rows, load_dataset
+from gpt2c.data import json_rows, load_dataset, sources
 from gpt2c.data.inputs import open_inputs
 from gpt2c.data.rows import Rows
 from gpt2c.errors import UserError
+from gpt2c.evaluate import sample_text
 from gpt2c.tokenizer import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
@@ -274,3 +277,28 @@ def test_a_run_in_its_own_data_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert main(["train", "--data", "a.txt", "--out", ".hidden", "--steps", "0"]) == 2  # not for that reason
     assert "lies in" not in capsys.readouterr().err
+
+
+def test_line_ends_of_windows_stay_in_the_tokens_and_go_from_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "one\r\ntwo\r\n" * 30
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / "a.txt"), "--out", str(out), "--tokenizer", "bytes", "--workers", "1"]) == 0
+    assert np.fromfile(next(out.glob("*.bin")), "<u2", offset=1024)[1:].tolist() == list(text.encode())
+    assert learned(tmp_path / "a.txt") == [text]
+    written = torch.tensor([[10, *text.encode()]])
+    monkeypatch.setattr(gpt2c.GPT2, "generate", lambda *args, **kwargs: written)
+    model = gpt2c.GPT2(gpt2c.GPT2Config(vocab_size=257, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    assert sample_text(model, BYTES, written.shape[1] - 1, 0) == ("one\ntwo\n" * 30).strip()
+
+
+def test_a_text_without_spaces_is_cut_at_its_line_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also those of Windows: the tokens are those of the whole."""
+    monkeypatch.setattr(sources, "PIECE", 16)
+    gpt2, text = get_tokenizer("gpt2"), "one\r\ntwo\r\nthree\r\n\r\nfour's\r" * 20
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    parts = read(tmp_path / "a.txt")
+    assert len(parts) > 20 and "".join(parts) == text
+    assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()

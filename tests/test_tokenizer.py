@@ -65,6 +65,13 @@ def test_streaming_holds_back_an_unfinished_character() -> None:
     assert stream.finish() == "\ufffd"
 
 
+def test_line_ends_of_windows_are_printable() -> None:
+    text = "one\r\ntwo\r\n\r\nthree\rfour\r"
+    assert tok.printable(text) == "one\ntwo\n\nthree\ufffdfour"
+    streamed = "".join(map(tok.printable, "one\r\ntwo\r\n"))  # as a model writes them, a byte at a time
+    assert streamed == "one\ntwo\n"
+
+
 def test_end_of_text_decodes_to_its_name(tokenizer: tok.Tokenizer) -> None:
     assert tok.decode(tokenizer, [tokenizer.end_of_text]) == "<|endoftext|>"
     assert tokenizer.end_of_text == tokenizer.vocab_size - 1

@@ -52,7 +52,9 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal: control characters, which could move the cursor or worse, become U+FFFD."""
+    """`text` for a terminal: control characters, which could move the cursor or worse, become U+FFFD, and a line's end
+    of Windows one of Unix; of a piece of text, its last carriage return is left out, as a line feed may follow."""
+    text = text.removesuffix("\r").replace("\r\n", "\n")
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 

@@ -34,7 +34,7 @@ export class TextView {
 
   word(token, index) {
     const word = element("span", { id: `token-${index}`, className: "token", role: "option", dataset: { index } });
-    word.append(token.text.replace(/\n/g, "↵\n"));
+    word.append(token.text.replace(/\r/g, "␍").replace(/\n/g, "↵\n"));
     word.setAttribute("aria-label", visible(token.text));
     word.setAttribute("aria-selected", "false");
     this.colour(word, token);

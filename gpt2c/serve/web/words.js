@@ -2,7 +2,7 @@
 
 /* Spaces and control characters made visible, for a token by itself. */
 export function visible(text) {
-  const shown = text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/[\u0000-\u001f\u007f-\u009f]/g, "�");
+  const shown = text.replace(/\r/g, "␍").replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/[\u0000-\u001f\u007f-\u009f]/g, "�");
   return shown.replace(/^ +| +$/g, spaces => "·".repeat(spaces.length)) || "∅";
 }
 
