@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,60 +11,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError, reason
 from gpt2c.files import replacing, write_atomically
+from gpt2c.finite import require_fit
+from gpt2c.hub import find
+from gpt2c.stored import WEIGHTS, open_tensors
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
 
-CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 END_OF_TEXT = 50256  # <|endoftext|>, the only special token of GPT-2's own vocabulary
-FILES = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", "tokenizer.json"]  # what is taken from the hub
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 # Settings of transformers' GPT2Config which change the arithmetic, with the one value that is GPT-2; absent means it.
 REQUIRED = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
 }
-CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers in older files, not weights
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# The sizes of transformers' GPT2Config, with its defaults and the names that it takes for them, too.
+SIZES = {
+    "vocab_size": (50257, None), "n_positions": (1024, "max_position_embeddings"), "n_embd": (768, "hidden_size"),
+    "n_layer": (12, "num_hidden_layers"), "n_head": (12, "num_attention_heads"),
+}  # fmt: skip
 
 
 def load(cls: type[GPT2], name: str | os.PathLike[str]) -> GPT2:
     """Builds `cls` from a folder in Hugging Face's GPT-2 format, or from a model of that name on the Hugging Face hub.
 
-    Tensors may be named with or without `transformer.`; the causal mask's buffers and a tied lm_head are ignored.
-    Weights stored as bf16 throughout stay bf16, all others become fp32. The model is on the CPU and, as with
-    transformers, in eval mode: call train() before training it. Its one dropout is the file's resid_pdrop.
+    Tensors may be named with or without `transformer.` and what training programs add (gpt2c/stored.py); the causal
+    mask's buffers and a tied lm_head are ignored. Weights stored as bf16 throughout stay bf16, all others become fp32.
+    The model is on the CPU and, as with transformers, in eval mode: call train() before training it. Its one dropout is
+    the file's resid_pdrop.
 
-    Raises UserError, one sentence, if there is no such model or if it is not a GPT-2 in every tensor.
+    Raises UserError, one sentence, if there is no such model, if it is not a GPT-2 in every tensor, or if a weight is
+    not finite.
     """
     folder = find(name)
     config = read_config(folder)
     with ExitStack() as stack:
-        tensors = _open_tensors(folder, stack)
+        tensors = open_tensors(folder, stack)
+        is_tied = _read_settings(folder).get("tie_word_embeddings", True)
+        if is_tied and "lm_head.weight" in tensors:
+            tensors.setdefault("wte.weight", tensors["lm_head.weight"])
         _check_tensors(folder, tensors, config)
+        _check_head(folder, tensors, is_tied)
         stored = {str(tensor.get_dtype()) for tensor in tensors.values()}
         with torch.device("meta"):  # the initial weights are never drawn
             model = cls(config)
         model = model.to(torch.bfloat16 if stored == {"BF16"} else torch.float32).to_empty(device="cpu").eval()
         with torch.no_grad():
             for key, parameter in model.state_dict().items():
-                rows = tensors[key].get_shape()[0]
-                parameter[:rows].copy_(tensors[key][:])
+                values, rows = tensors[key][:], tensors[key].get_shape()[0]
+                require_fit(f"{folder}: {key}", values, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
+                parameter[:rows].copy_(values)
                 parameter[rows:].zero_()  # the vocabulary's padding
-        head = tensors.get("lm_head.weight")
-        if head is not None and not torch.equal(head[:], tensors["wte.weight"][:]):
-            raise UserError(f"{folder} holds an lm_head.weight that differs from wte.weight, expected tied embeddings")
+    if "F64" in stored:
+        warnings.warn(f"{folder} holds weights in float64, which are rounded to fp32", stacklevel=2)
     return model
 
 
@@ -90,15 +99,7 @@ def save(model: GPT2, folder: str | os.PathLike[str]) -> None:
 
 def read_config(folder: Path) -> GPT2Config:
     """The sizes in `folder`/config.json, absent ones as in transformers; UserError if it does not describe a GPT-2."""
-    path = folder / CONFIG
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no {CONFIG}, expected a model in Hugging Face's GPT-2 format") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as JSON: {reason(error)}") from error
-    if not isinstance(settings, dict) or "model_type" not in settings:
-        raise UserError(f"{path} names no model_type, expected 'gpt2'")
+    path, settings = folder / CONFIG, _read_settings(folder)
     for key, accepted in REQUIRED.items():
         if settings.get(key, accepted[0]) not in accepted:
             raise UserError(f"{path} has {key} {settings[key]!r}, expected {accepted[0]!r}")
@@ -106,15 +107,47 @@ def read_config(folder: Path) -> GPT2Config:
     if any(rate != rates[2] for rate in rates):
         text = ", ".join(f"{key} {rate}" for key, rate in zip(DROPOUTS, rates, strict=True))
         warnings.warn(f"{path} has {text}, of which the last is taken for all", stacklevel=2)
-    defaults = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
-    sizes = {key: settings.get(key, default) for key, default in defaults.items()}
     try:
-        config = GPT2Config(**sizes, dropout=rates[2], layer_norm_epsilon=settings.get("layer_norm_epsilon", 1e-5))
+        config = GPT2Config(
+            **_sizes(path, settings), dropout=rates[2], layer_norm_epsilon=settings.get("layer_norm_epsilon", 1e-5)
+        )
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
     if settings.get("n_inner") not in (None, 4 * config.n_embd):
         raise UserError(f"{path} has n_inner {settings['n_inner']!r}, expected 4 * n_embd = {4 * config.n_embd}")
     return config
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if (folder / ADAPTER_CONFIG).exists():
+            raise UserError(
+                f"{folder} holds adapters ({ADAPTER_CONFIG}) without their model: merge them first, with peft's "
+                "merge_and_unload and save_pretrained"
+            ) from error
+        raise UserError(f"{folder} holds no {CONFIG}, expected a model in Hugging Face's GPT-2 format") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} as JSON: {reason(error)}") from error
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise UserError(f"{path} names no model_type, expected 'gpt2'")
+    return settings
+
+
+def _sizes(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    sizes = {}
+    for name, (default, other) in SIZES.items():
+        sizes[name] = settings.get(name, settings.get(other, default))
+        if settings.get(other, sizes[name]) != sizes[name]:
+            raise UserError(f"{path} has {name} {sizes[name]!r} and {other} {settings[other]!r}, expected the same")
+    if settings.get("n_ctx", sizes["n_positions"]) != sizes["n_positions"]:
+        warnings.warn(
+            f"{path} has n_positions {sizes['n_positions']} and n_ctx {settings['n_ctx']}, of which the first is taken",
+            stacklevel=3,
+        )
+    return sizes
 
 
 def _settings(model: GPT2) -> dict[str, Any]:
@@ -126,6 +159,7 @@ def _settings(model: GPT2) -> dict[str, Any]:
         "activation_function": "gelu_new",
         "vocab_size": config.vocab_size,
         "n_positions": config.n_positions,
+        "n_ctx": config.n_positions,  # transformers no longer writes it; llama.cpp's converter reads no other
         "n_embd": config.n_embd,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
@@ -139,62 +173,6 @@ def _settings(model: GPT2) -> dict[str, Any]:
         "eos_token_id": end,
         "torch_dtype": str(model.wte.weight.dtype).removeprefix("torch."),
     }
-
-
-def find(name: str | os.PathLike[str]) -> Path:
-    """The folder `name`, or else the local copy of the hub's model `name`, downloaded if need be."""
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).exists():
-        raise UserError(f"{name} is a file, expected a folder with {CONFIG} and {WEIGHTS}")
-    if not HUB_NAME.fullmatch(str(name)):
-        raise UserError(f"the folder {name} does not exist")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(
-            f"{name} is not a folder, and taking it from the Hugging Face hub needs the package huggingface_hub"
-        ) from error
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=FILES))
-    except Exception as error:  # its errors (network, missing, private) share no base class
-        raise UserError(
-            f"{name} is not a folder, and taking it from the Hugging Face hub failed: {reason(error)}"
-        ) from error
-
-
-def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Tensor name, without `transformer.`, -> safetensors' slice, for all weights in the folder; none is read yet."""
-    tensors: dict[str, Any] = {}
-    for path in _weight_files(folder):
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is not a whole safetensors file: {reason(error)}") from error
-        for key in file.keys():
-            name = key.removeprefix("transformer.")
-            if name in tensors:
-                raise UserError(f"{folder} holds the tensor {name} twice")
-            if not CAUSAL_MASK.fullmatch(name):
-                tensors[name] = file.get_slice(key)
-    return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        pickled = f" (its {PICKLE} is a pickle, which is never read)" if (folder / PICKLE).exists() else ""
-        raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{pickled}")
-    try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / INDEX} is not an index of safetensors shards") from error
-    for path in files:
-        if path.parent != folder or not path.is_file():
-            raise UserError(f"{folder / INDEX} names the shard {path.name}, which is not in the folder")
-    return files
 
 
 def _shapes(config: GPT2Config) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -222,7 +200,9 @@ def _check_tensors(folder: Path, tensors: dict[str, Any], config: GPT2Config) ->
     unexpected = set(tensors)
     for name, shape in _shapes(config):
         if name not in tensors:
-            raise UserError(f"{folder} lacks the tensor {name}, which its {CONFIG} asks for")
+            longer = next((key for key in tensors if key.endswith(f".{name}")), None)
+            hint = f"; it holds {longer}: take off what stands before {name}" if longer else ""
+            raise UserError(f"{folder} lacks the tensor {name}, which its {CONFIG} asks for{hint}")
         unexpected.remove(name)
         found = tuple(tensors[name].get_shape())
         if found != shape:
@@ -232,3 +212,18 @@ def _check_tensors(folder: Path, tensors: dict[str, Any], config: GPT2Config) ->
     unexpected.discard("lm_head.weight")
     if unexpected:
         raise UserError(f"{folder} holds the tensor {min(unexpected)}, which a GPT-2 of its {CONFIG} does not have")
+
+
+def _check_head(folder: Path, tensors: dict[str, Any], is_tied: bool) -> None:
+    head = tensors.get("lm_head.weight")
+    if head is None and not is_tied:
+        raise UserError(
+            f"{folder / CONFIG} has tie_word_embeddings False, expected True, or an lm_head.weight equal to wte.weight"
+        )
+    if head is not None and not torch.equal(head[:].double(), tensors["wte.weight"][:].double()):
+        raise UserError(f"{folder} holds an lm_head.weight that differs from wte.weight, expected tied embeddings")
+    if not is_tied:
+        warnings.warn(
+            f"{folder / CONFIG} has tie_word_embeddings False; the two matrices are equal, and are one from here on",
+            stacklevel=3,
+        )

@@ -12,8 +12,8 @@ import tiny
 import torch
 
 from gpt2c.cli import main
-from gpt2c.commands.export import TORCH
 from gpt2c.config import GPT2Config
+from gpt2c.finite import DTYPES
 from gpt2c.formats import llmc
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
@@ -21,6 +21,7 @@ from gpt2c.tokenizer import save_tokenizer
 from gpt2c.tokenizer.learn import learn
 from gpt2c.train import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:llm.c's format has no place for the tokenizer")
 USES = {"hf": "transformers.AutoModelForCausalLM.from_pretrained('{}')", "llmc": "./train_gpt2cu -e {}"}
 
 
@@ -43,7 +44,7 @@ def test_there_and_back(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["import", there, back]) == 0
     assert "a GPT-2 of 21,504 parameters with the tokenizer bytes" in capsys.readouterr().out
     for found, exact in zip(weights(tmp_path / "back"), weights(finished), strict=True):
-        assert torch.equal(found.float(), exact.to(TORCH[dtype]).float())
+        assert torch.equal(found.float(), exact.to(DTYPES[dtype]).float())
     assert main(["sample", back, "--max-new-tokens", "5"]) == 0
     text = str(finished.parent / "text.txt")
     flags = ["--init", back, "--data", text, "--context", "16", "--steps", "2", "--warmup-steps", "0"]

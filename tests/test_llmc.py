@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from gpt2c.formats import llmc
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import get_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:llm.c's format has no place for the tokenizer bytes")
 SIZES = GPT2Config(vocab_size=257, n_positions=16, n_embd=24, n_layer=2, n_head=3)
 IDX = torch.arange(20).view(2, 10)
 
@@ -39,7 +41,7 @@ def test_fp32_comes_back_bit_for_bit(model: GPT2, file: Path, tmp_path: Path) ->
 
 
 def test_bf16_is_rounded_once(model: GPT2, tmp_path: Path) -> None:
-    llmc.export(model, get_tokenizer("bytes"), tmp_path / "model.bin", torch.bfloat16)
+    llmc.export(model, get_tokenizer("bytes"), tmp_path / "model.bin", "bf16")
     again = llmc.load(tmp_path / "model.bin")
     for a, b in zip(again.parameters(), model.parameters(), strict=True):
         assert a.dtype == torch.bfloat16 and torch.equal(a, b.bfloat16())
@@ -115,8 +117,16 @@ def test_truncated_empty_and_missing_files(file: Path, tmp_path: Path) -> None:
         llmc.load(tmp_path / "no.bin")
 
 
-def test_weights_that_are_not_finite_are_named(model: GPT2, tmp_path: Path) -> None:
-    model.h[1].ln_2.bias.data[3] = torch.inf
-    llmc.export(model, get_tokenizer("bytes"), tmp_path / "model.bin")
-    with pytest.raises(UserError, match=r"the tensor h.1.ln_2.bias, which ends at byte \d+, is not finite"):
-        llmc.load(tmp_path / "model.bin")
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-12, 1.1e-5])
+def test_another_epsilon_is_refused(tmp_path: Path, epsilon: float) -> None:
+    """llm.c's kernels and its format know 1e-5 alone."""
+    model = GPT2(dataclasses.replace(SIZES, layer_norm_epsilon=epsilon))
+    with pytest.raises(UserError, match=f"epsilon is {epsilon}, expected 1e-05: llm.c's format has no place"):
+        llmc.export(model, get_tokenizer("bytes"), tmp_path / "model.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_has_no_place_is_told(tmp_path: Path) -> None:
+    model = GPT2(dataclasses.replace(SIZES, dropout=0.1, layer_norm_epsilon=float(np.float32(1e-5))))
+    with pytest.warns(UserWarning, match="for the dropout 0.1 and the tokenizer bytes, which .*model.bin lacks"):
+        llmc.export(model, get_tokenizer("bytes"), tmp_path / "model.bin")

@@ -300,7 +300,7 @@ class TestHub:
         assert "does not exist" in refused(name) or "holds no config.json" in refused(name)
 
     def test_a_file_is_no_folder(self, folder):
-        assert "model.safetensors is a file, expected a folder" in refused(folder / "model.safetensors")
+        assert "model.safetensors is a file of weights: give the folder" in refused(folder / "model.safetensors")
 
 
 class TestSaving:

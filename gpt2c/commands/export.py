@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
 from gpt2c.errors import UserError
+from gpt2c.formats.kinds import format_to_write
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import Tokenizer
 
-TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = {"hf": ("fp32", "fp16", "bf16"), "gguf": ("fp32", "fp16", "q8_0"), "onnx": ("fp32",), "llmc": ("fp32", "bf16")}
 USES = {
     "hf": "transformers.AutoModelForCausalLM.from_pretrained({path!r})",
@@ -33,34 +32,31 @@ class Export:
     """A run (its best checkpoint is taken), a checkpoint, or any GPT-2 in Hugging Face's format or on its hub."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """What to write, which must not exist: a folder for `hf`, a file for the others (llm.c wants a name in .bin)."""
-    format: Literal["hf", "gguf", "onnx", "llmc"] = "hf"
-    """`hf`: a Hugging Face folder; `gguf`: llama.cpp's; `onnx`: a graph, idx to logits; `llmc`: llm.c's checkpoint."""
+    format: Literal["auto", "hf", "gguf", "onnx", "llmc"] = "auto"
+    """`hf`: a Hugging Face folder; `gguf`: llama.cpp's; `onnx`: a graph, idx to logits; `llmc`: llm.c's checkpoint;
+    `auto`: what OUT's ending says, .gguf, .onnx or .bin, else `hf`."""
     dtype: Literal["fp32", "fp16", "bf16", "q8_0"] = "fp32"
     """Of the matrices: `bf16` for hf and llmc, `fp16` for hf and gguf, `q8_0` (8 bits with scales) for gguf."""
 
     def run(self) -> int:
         """Write it, and say how it is used."""
-        if self.dtype not in DTYPES[self.format]:
-            known = ", ".join(DTYPES[self.format])
-            raise UserError(f"--dtype is {self.dtype}, expected one of {known} for {self.format}")
+        kind = format_to_write(self.out, self.format)
+        if self.dtype not in DTYPES[kind]:
+            raise UserError(f"--dtype is {self.dtype}, expected one of {', '.join(DTYPES[kind])} for {kind}")
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another name, or remove it")
         model, tokenizer, folder = load_model(self.model)
-        self._write(model, tokenizer)
+        self._write(kind, model, tokenizer)
         files = [self.out] if self.out.is_file() else sorted(self.out.iterdir())
         size = sum(file.stat().st_size for file in files)
-        use = USES[self.format].format(path=str(self.out), word=shlex.quote(str(self.out)))
-        print(f"{self.out}: {folder} as {self.format} in {self.dtype}, {size / 1e6:.1f} MB; use it: {use}")
+        use = USES[kind].format(path=str(self.out), word=shlex.quote(str(self.out)))
+        print(f"{self.out}: {folder} as {kind} in {self.dtype}, {size / 1e6:.1f} MB; use it: {use}")
         return 0
 
-    def _write(self, model: GPT2, tokenizer: Tokenizer) -> None:
+    def _write(self, kind: str, model: GPT2, tokenizer: Tokenizer) -> None:
         from gpt2c.formats import gguf, hf, llmc, onnx
 
-        if self.format == "hf":
-            hf.export(model.to(TORCH[self.dtype]), tokenizer, self.out)
-        elif self.format == "gguf":
-            gguf.export(model, tokenizer, self.out, self.dtype)
-        elif self.format == "onnx":
+        if kind == "onnx":
             onnx.export(model, tokenizer, self.out)
         else:
-            llmc.export(model, tokenizer, self.out, TORCH[self.dtype])
+            {"hf": hf, "gguf": gguf, "llmc": llmc}[kind].export(model, tokenizer, self.out, self.dtype)

@@ -10,6 +10,7 @@ import tyro
 
 from gpt2c.errors import UserError
 from gpt2c.formats import hf, llmc
+from gpt2c.formats.kinds import describe, format_to_write, kind_of
 from gpt2c.load import tokenizer_of
 from gpt2c.program import program, quoted
 
@@ -29,10 +30,13 @@ class Import:
         """Write the folder, and say how it is used."""
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another name, or remove it")
-        is_file = self.format == "llmc" or (self.format == "auto" and Path(self.source).is_file())
-        if is_file:
-            model = llmc.load(Path(self.source))
-            tokenizer = tokenizer_of(Path(self.source).parent, model.config.vocab_size)
+        format_to_write(self.out, "hf")
+        source = Path(self.source)
+        if source.is_file() and kind_of(source) not in ("llmc", None):
+            raise UserError(f"{source} is {describe(source)}")
+        if self.format == "llmc" or (self.format == "auto" and source.is_file()):
+            model = llmc.load(source)
+            tokenizer = tokenizer_of(source.parent, model.config.vocab_size)
         else:
             model, tokenizer = hf.load(self.source)
         hf.export(model, tokenizer, self.out)

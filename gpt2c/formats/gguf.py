@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2c.chat.template import PLAIN_CHAT_TEMPLATE, template_of
 from gpt2c.errors import UserError
 from gpt2c.files import replacing, writing
+from gpt2c.finite import require_fit
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import END_OF_TEXT, AddedTokens, Tokenizer, base_of, merges, spell
 
@@ -28,14 +29,17 @@ NAMES = {  # ours -> llama.cpp's, of a layer
 
 
 def export(model: GPT2, tokenizer: Tokenizer, path: Path, dtype: str = "fp32") -> None:
-    """Write the file. Raises UserError if it cannot be written, for a width that q8_0 cannot have, or without the
-    package."""
+    """Write the file. Raises UserError if it cannot be written, for a width that q8_0 cannot have, for a weight that is
+    not finite or too large for the dtype, or without the package."""
     try:
         import gguf
     except ImportError as error:
         raise UserError('GGUF needs the package gguf: pip install "gpt2c[export]"') from error
     if dtype == "q8_0" and model.config.n_embd % Q8_BLOCK:
         raise UserError(f"the model is {model.config.n_embd} wide, expected a multiple of {Q8_BLOCK} for q8_0")
+    for name, parameter in model.named_parameters():
+        is_narrow = parameter.ndim == 2 and name != "wpe.weight"
+        require_fit(name, parameter, dtype if is_narrow else "fp32")
     with writing(path), replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
         _add_settings(writer, gguf, model, dtype)

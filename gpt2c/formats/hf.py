@@ -11,14 +11,22 @@ from pathlib import Path
 
 from gpt2c.chat.template import template_of
 from gpt2c.files import making_folder, write_atomically, writing
+from gpt2c.finite import DTYPES, require_fit
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
 from gpt2c.pretrained import CONFIG
 from gpt2c.tokenizer import Tokenizer, save_tokenizer
 
 
-def export(model: GPT2, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the folder, which must not exist, in the dtype of the model's parameters. UserError if that fails."""
+def export(model: GPT2, tokenizer: Tokenizer, folder: Path, dtype: str | None = None) -> None:
+    """Write the folder, which must not exist. UserError if that fails, or for a weight that is not finite or too large.
+
+    dtype: fp32, fp16 or bf16, into which the model is turned; None: that of its parameters.
+    """
+    for name, parameter in model.named_parameters():
+        require_fit(name, parameter, dtype or "fp32")
+    if dtype:
+        model = model.to(DTYPES[dtype])
     with writing(folder), making_folder(folder) as temporary:
         model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary, model.config.n_positions)

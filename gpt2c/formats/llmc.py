@@ -3,10 +3,14 @@
 256 int32   magic 20240326, version 3 (fp32) or 5 (bf16), positions, V, L, H, C, Vp, zeros
 tensors     in the order of _tensors, each over all layers; matrices are (out, in), the embedding has Vp rows, V
             padded with zeros to a multiple of 128
+
+llm.c adds 1e-5 to the variance in every layernorm, and the file has no place for another number, for dropout, nor for a
+tokenizer.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,21 +21,31 @@ from torch import Tensor
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
 from gpt2c.files import reading, replacing, writing
+from gpt2c.finite import DTYPES, require_fit
+from gpt2c.formats.kinds import LLMC_MAGIC as MAGIC
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import Tokenizer
 
-MAGIC = 20240326
-VERSIONS = {3: torch.float32, 5: torch.bfloat16}
+VERSIONS = {3: "fp32", 5: "bf16"}
+EPSILON = 1e-5
 HEADER = 256  # int32
 PADDING = 128
 
 
-def export(model: GPT2, tokenizer: Tokenizer, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def export(model: GPT2, tokenizer: Tokenizer, path: Path, dtype: str = "fp32") -> None:
     """Write the file, in fp32 or bf16. llm.c's own programs know GPT-2's tokenizer alone; none is in the file.
 
-    Raises UserError if it cannot be written.
+    Raises UserError if it cannot be written, for another epsilon than llm.c's, or for a weight that is not finite or
+    too large.
     """
     c = model.config
+    if np.float32(c.layer_norm_epsilon) != np.float32(EPSILON):
+        raise UserError(
+            f"the model's layer_norm_epsilon is {c.layer_norm_epsilon}, expected {EPSILON}: llm.c's format has no "
+            "place for another; take hf, gguf or onnx"
+        )
+    for name, parameter in model.named_parameters():
+        require_fit(name, parameter, dtype)
     version = next(number for number, kind in VERSIONS.items() if kind == dtype)
     header = np.zeros(HEADER, dtype="<i4")
     header[:8] = MAGIC, version, c.n_positions, c.vocab_size, c.n_layer, c.n_head, c.n_embd, _padded(c.vocab_size)
@@ -42,9 +56,10 @@ def export(model: GPT2, tokenizer: Tokenizer, path: Path, dtype: torch.dtype = t
             for name in names:
                 tensor = state[name][: c.vocab_size] if name == "wte.weight" else state[name]
                 rows = tensor.t() if tensor.ndim == 2 and name.startswith("h.") else tensor
-                file.write(_bytes(rows.to(dtype)))
+                file.write(_bytes(rows.to(DTYPES[dtype])))
             missing = shape[0] - c.vocab_size if names == ["wte.weight"] else 0
-            file.write(_bytes(torch.zeros(missing, c.n_embd, dtype=dtype)))
+            file.write(_bytes(torch.zeros(missing, c.n_embd, dtype=DTYPES[dtype])))
+    _tell_what_is_lost(model, tokenizer, path)
 
 
 def load(path: Path) -> GPT2:
@@ -68,11 +83,11 @@ def load(path: Path) -> GPT2:
                 count = int(np.prod(shape))
                 values = torch.frombuffer(bytearray(file.read(count * dtype.itemsize)), dtype=dtype).view(shape)
                 target = state[name]
-                if not values[: config.vocab_size].float().isfinite().all():
-                    raise UserError(f"{path}: the tensor {name}, which ends at byte {file.tell()}, is not finite")
+                rows = slice(config.vocab_size) if name == "wte.weight" else slice(None)
+                require_fit(f"{path}: {name}, which ends at byte {file.tell()},", values[rows])
                 if name == "wte.weight":
                     target.zero_()
-                    target[: config.vocab_size] = values[: config.vocab_size]
+                    target[rows] = values[rows]
                 else:
                     target.copy_(values.t() if len(shape) == 2 and name.startswith("h.") else values)
     return model
@@ -91,7 +106,15 @@ def _parse(header: np.ndarray, path: Path) -> tuple[GPT2Config, torch.dtype]:
         raise UserError(f"{path} has a damaged header, bytes 8 to 31: {error}") from error
     if padded != _padded(V):
         raise UserError(f"{path} has {padded} padded rows at byte 28, expected {_padded(V)}")
-    return config, VERSIONS[int(header[1])]
+    return config, DTYPES[VERSIONS[int(header[1])]]
+
+
+def _tell_what_is_lost(model: GPT2, tokenizer: Tokenizer, path: Path) -> None:
+    lost = [f"the dropout {model.config.dropout}"] if model.config.dropout else []
+    if tokenizer.name != "gpt2":
+        lost.append(f"the tokenizer {tokenizer.name}")
+    if lost:
+        warnings.warn(f"llm.c's format has no place for {' and '.join(lost)}, which {path} lacks", stacklevel=3)
 
 
 def _tensors(c: GPT2Config) -> Iterator[tuple[list[str], tuple[int, ...]]]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpt2c.errors import UserError
 from gpt2c.files import replacing, writing
+from gpt2c.finite import require_fit
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import Tokenizer
 
@@ -43,7 +44,8 @@ class Graph:
 
 
 def export(model: GPT2, tokenizer: Tokenizer, path: Path) -> None:
-    """Write the file. UserError if it cannot be written, for a model of more than 2 GB, or without the package."""
+    """Write the file. UserError if it cannot be written, for a model of more than 2 GB or with a weight that is not
+    finite, or without the package."""
     try:
         import onnx
     except ImportError as error:
@@ -51,6 +53,8 @@ def export(model: GPT2, tokenizer: Tokenizer, path: Path) -> None:
     size = 4 * sum(p.numel() for p in model.parameters())
     if size > LARGEST:
         raise UserError(f"the model has {size / 1e9:.1f} GB of weights, expected at most 2 GB, ONNX's limit of a file")
+    for name, parameter in model.named_parameters():
+        require_fit(name, parameter)
     proto = _model(onnx, model, tokenizer)
     with writing(path), replacing(path) as temporary:
         onnx.save(proto, str(temporary))
