@@ -78,11 +78,12 @@ def _notes(drawn: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     dashed = {figure["id"] for figure in drawn if any(t["kind"] in ("known", "level") for t in figure["traces"])}
     losses = "; ".join(dict.fromkeys(value.source for value in known.LOSSES))
     scores = "; ".join(dict.fromkeys(value.source for value in known.HELLASWAG))
+    far = "Those far from the runs' own are on the scale of `whole range`."
     notes = {
         "loss": f"Dashed: known validation losses of the field, at equal tokens trained. They were measured on the "
         f"first 10 * 2^20 tokens of the validation shard of the set that the legend names, and compare only with a run "
-        f"that is validated on the same. Sources: {losses}.",
-        "hellaswag": f"Dashed: known scores of the field in the same style. Source: {scores}.",
+        f"that is validated on the same. {far} Sources: {losses}.",
+        "hellaswag": f"Dashed: known scores of the field in the same style. {far} Source: {scores}.",
     }
     return {id: note for id, note in notes.items() if id in dashed}
 
