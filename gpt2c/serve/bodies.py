@@ -93,7 +93,7 @@ class CompletionBody(Body):
 
     without_effect = neutral.OF_COMPLETIONS
     prompt: list[str | list[int]] = [""]
-    logprobs: int | None = Field(default=None, ge=0, le=5)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool = False
     best_of: int = Field(default=1, ge=1)
 
