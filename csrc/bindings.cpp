@@ -1,6 +1,7 @@
 // The Python module gpt2c._ext: every kernel of the active CPU backend, and in gpt2c._ext.cuda, if it was built, of the
-// CUDA backend, as a function of integers and numbers.
-// No checks and no logic: gpt2c/_native.py is the only caller. The GIL is released while a kernel runs.
+// CUDA backend, as a function of addresses and numbers.
+// No logic, and no checks but that each value is of its parameter's kind: gpt2c/_native.py is the only caller. The GIL
+// is released while a kernel runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/cpuid.h"
@@ -28,58 +30,99 @@ namespace {
 
 Isa active{};
 
+// A number as Python must give it: an int, a bool or a float itself. Whatever else could be turned into one (a tensor,
+// a bool where an int belongs) is refused: what it becomes would be a guess.
+template <class T>
+struct Exactly {
+    T value;
+};
+// An address, in Python a tuple of one int, or None for null: nothing that is a number can be taken for it.
+struct Address {
+    std::uintptr_t value;
+};
+
 // How a kernel's parameter looks from Python, and its way back.
 template <class T>
 struct Arg {
-    using Python = T;
-    static T from(const Python& value) { return value; }
+    using Python = Exactly<T>;
+    static T from(const Python& value) { return value.value; }
 };
 template <>
 struct Arg<DType> {
-    using Python = int;
-    static DType from(Python value) { return static_cast<DType>(value); }
+    using Python = Exactly<int>;
+    static DType from(Python value) { return static_cast<DType>(value.value); }
 };
 template <class T>
 struct Arg<T*> {
-    using Python = std::uintptr_t;
-    static T* from(Python value) { return reinterpret_cast<T*>(value); }
+    using Python = Address;
+    static T* from(Python address) { return reinterpret_cast<T*>(address.value); }
 };
 template <class T>
 struct Arg<T* const*> {
-    using Python = std::vector<std::uintptr_t>;
-    static T* const* from(const Python& value) {
-        return value.empty() ? nullptr : reinterpret_cast<T* const*>(value.data());
+    using Python = std::vector<Address>;
+    static T* const* from(const Python& addresses) {
+        return addresses.empty() ? nullptr : reinterpret_cast<T* const*>(addresses.data());
     }
 };
 template <>
 struct Arg<Strides> {
-    using Python = std::array<int64_t, 3>;
-    static Strides from(const Python& value) { return {value[0], value[1], value[2]}; }
+    using Python = std::array<Exactly<int64_t>, 3>;
+    static Strides from(const Python& strides) { return {strides[0].value, strides[1].value, strides[2].value}; }
 };
 template <>
 struct Arg<const AttentionShape&> {
-    using Python = std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, bool, float, std::uintptr_t, uint32_t,
-                              float, std::uintptr_t>;
-    static AttentionShape from(const Python& value) {
-        return std::apply(
-            [](int dtype, int64_t B, int64_t H, int64_t Tq, int64_t Tk, int64_t D, bool causal, float scale,
-               std::uintptr_t seed, uint32_t drop_below, float keep_scale, std::uintptr_t starts) {
-                return AttentionShape{static_cast<DType>(dtype),
-                                      B,
-                                      H,
-                                      Tq,
-                                      Tk,
-                                      D,
-                                      causal,
-                                      scale,
-                                      reinterpret_cast<const int64_t*>(seed),
-                                      drop_below,
-                                      keep_scale,
-                                      reinterpret_cast<const int64_t*>(starts)};
-            },
-            value);
+    template <class... Fields>
+    struct Of {
+        using Python = std::tuple<typename Arg<Fields>::Python...>;
+        static AttentionShape from(const Python& values) {
+            return std::apply([](const auto&... value) { return AttentionShape{Arg<Fields>::from(value)...}; }, values);
+        }
+    };
+    using Shape = Of<DType, int64_t, int64_t, int64_t, int64_t, int64_t, bool, float, const int64_t*, uint32_t, float,
+                     const int64_t*>;
+    using Python = Shape::Python;
+    static AttentionShape from(const Python& values) { return Shape::from(values); }
+};
+
+}  // namespace
+
+namespace pybind11::detail {
+
+template <class T>
+struct type_caster<Exactly<T>> {
+    static constexpr auto kind = const_name<std::is_floating_point_v<T>>(
+        const_name("float"), const_name<std::is_same_v<T, bool>>("bool", "int"));
+    PYBIND11_TYPE_CASTER(Exactly<T>, kind);
+    bool load(handle from, bool) {
+        bool is_right = PyLong_Check(from.ptr()) && !PyBool_Check(from.ptr());
+        if constexpr (std::is_same_v<T, bool>) is_right = PyBool_Check(from.ptr());
+        if constexpr (std::is_floating_point_v<T>) is_right = is_right || PyFloat_Check(from.ptr());
+        make_caster<T> number;
+        if (!is_right || !number.load(from, true)) return false;
+        value.value = cast_op<T>(number);
+        return true;
     }
 };
+
+template <>
+struct type_caster<Address> {
+    PYBIND11_TYPE_CASTER(Address, const_name("tuple[int]"));
+    bool load(handle from, bool) {
+        if (from.is_none()) {
+            value.value = 0;
+            return true;
+        }
+        if (!PyTuple_CheckExact(from.ptr()) || PyTuple_GET_SIZE(from.ptr()) != 1) return false;
+        make_caster<Exactly<std::uintptr_t>> address;
+        if (!address.load(PyTuple_GET_ITEM(from.ptr(), 0), false)) return false;
+        value.value = cast_op<Exactly<std::uintptr_t>&>(address).value;
+        return true;
+    }
+};
+
+}  // namespace pybind11::detail
+
+namespace {
 
 // `table` points to the table of kernels in use.
 template <class R, class... Params>

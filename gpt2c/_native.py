@@ -68,6 +68,8 @@ def call(kernel: str, *args: object) -> int | None:
     """Runs a kernel of csrc/kernels.h on the arguments of its contract, in order, without the last (threads).
 
     Tensors, and tensors within tuples and lists, become their addresses, None a null pointer and a dtype its number.
+    An address is a tuple of one int, so that the extension, which takes numbers from Python's own types alone, can tell
+    a tensor where a number belongs, and a number where a tensor does: TypeError.
     """
     if FORCED_ISA_PROBLEM:
         raise ValueError(FORCED_ISA_PROBLEM)
@@ -148,9 +150,7 @@ def _lower(arg: object) -> object:
     if isinstance(arg, Tensor):
         if arg.numel() and not arg.untyped_storage().nbytes():
             raise ValueError(f"a tensor of shape {tuple(arg.shape)} has no memory, its storage has been freed")
-        return arg.data_ptr()
-    if arg is None:
-        return 0
+        return (arg.data_ptr(),)
     if isinstance(arg, torch.dtype):
         return DTYPE_NUMBERS[arg]
     if isinstance(arg, Addresses):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2c.ops._library import as_flag, as_integer, as_number
 from gpt2c.ops.adamw import adamw_
 
 
@@ -15,8 +16,9 @@ class AdamW(torch.optim.Optimizer):
     """AdamW with the update of torch.optim.AdamW, in one pass over memory for all tensors of a group.
 
     params: tensors or parameter groups, fp32, bf16 or on CUDA fp16; lr: learning rate; betas: decay of the first and
-    second moment; eps: added to the root of the second moment; weight_decay: decoupled, multiplied by lr. The state of
-    a parameter is `step` (fp32 tensor), `exp_avg` and `exp_avg_sq` (fp32, its shape), as in torch.
+    second moment; eps: added to the root of the second moment; weight_decay: decoupled, multiplied by lr. These five
+    are numbers, or tensors of one element. The state of a parameter is `step` (fp32 tensor), `exp_avg` and `exp_avg_sq`
+    (fp32, its shape), as in torch.
 
     Updates smaller than half the distance between two 16-bit numbers are lost in 16-bit parameters, unless
     master_weights: their state has `master`, the parameter's fp32 value, begun with the parameter at its first step;
@@ -24,8 +26,8 @@ class AdamW(torch.optim.Optimizer):
     parameters are rounded up or down at random so that updates count on average; the random numbers are a function of
     `seed`, the step and the element's position. fp32 parameters need neither and are updated as without.
 
-    Raises ValueError for a negative lr, eps, weight_decay or seed, for betas outside [0, 1), and for both remedies at
-    once.
+    Raises TypeError for settings of other types, ValueError for a negative lr, eps, weight_decay or seed, for betas
+    outside [0, 1), and for both remedies at once.
     """
 
     def __init__(
@@ -45,11 +47,16 @@ class AdamW(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict) -> None:
         settings = {**self.defaults, **param_group}
-        for name in ("lr", "eps", "weight_decay", "seed"):
-            if not settings[name] >= 0:
+        numbers = _numbers(settings)
+        for name in ("lr", "eps", "weight_decay"):
+            if not numbers[name] >= 0:
                 raise ValueError(f"AdamW: {name} is {settings[name]}, expected 0 or more")
-        if not all(0 <= beta < 1 for beta in settings["betas"]):
+        if as_integer("AdamW", "seed", settings["seed"]) < 0:
+            raise ValueError(f"AdamW: seed is {settings['seed']}, expected 0 or more")
+        if not (0 <= numbers["beta1"] < 1 and 0 <= numbers["beta2"] < 1):
             raise ValueError(f"AdamW: betas are {settings['betas']}, expected both in [0, 1)")
+        for name in ("master_weights", "stochastic_rounding"):
+            as_flag("AdamW", name, settings[name])
         if settings["master_weights"] and settings["stochastic_rounding"]:
             raise ValueError("AdamW: master_weights and stochastic_rounding are both on, expected at most one of them")
         super().add_param_group(param_group)
@@ -70,6 +77,7 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         calls = 0
         for group in self.param_groups:
+            numbers = _numbers(group)
             for (dtype, step), params in self._by_dtype_and_step(group).items():
                 states = [self.state[p] for p in params]
                 narrow = dtype != torch.float32
@@ -77,8 +85,8 @@ class AdamW(torch.optim.Optimizer):
                 random = narrow and group["stochastic_rounding"]
                 adamw_(
                     params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
-                    step, group["lr"], *group["betas"], group["eps"], group["weight_decay"], grad_scale,
-                    masters, _seed(group["seed"], step, calls, params[0].device) if random else None,
+                    step, **numbers, grad_scale=grad_scale, masters=masters,
+                    seed=_seed(group["seed"], step, calls, params[0].device) if random else None,
                 )  # fmt: skip
                 calls += 1
                 for state in states:
@@ -131,6 +139,21 @@ class AdamW(torch.optim.Optimizer):
                     state["master"] = p.detach().to(torch.float32, memory_format=torch.contiguous_format)
             lists.setdefault((p.dtype, int(state["step"]) + 1), []).append(p)
         return lists
+
+
+def _numbers(group: dict) -> dict[str, float]:
+    """A group's settings as the op takes them. torch's AdamW also has lr and betas as tensors of one element, which its
+    schedulers and state dicts bring along; on a GPU, they are waited for."""
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"AdamW: betas are {betas}, expected two numbers")
+    numbers = {"lr": group["lr"], "beta1": betas[0], "beta2": betas[1]}
+    numbers |= {name: group[name] for name in ("eps", "weight_decay")}
+    return {name: as_number("AdamW", name, _item(value)) for name, value in numbers.items()}
+
+
+def _item(value: object) -> object:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _has_master(p: Tensor, group: dict) -> bool:

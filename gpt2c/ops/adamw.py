@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_integers, check_shape, check_tensors, define
+from gpt2c.ops._library import as_number, check_integers, check_shape, check_tensors, define
 from gpt2c.ops.philox import philox_reference
 
 
@@ -70,8 +70,9 @@ def adamw_(
     Raises ValueError or TypeError where lists, shapes, dtypes or devices differ from that.
     """
     if not isinstance(grad_scale, Tensor):
-        device = params[0].device if params else "cpu"
-        grad_scale = None if grad_scale == 1.0 else torch.full((), grad_scale, dtype=torch.float32, device=device)
+        device = params[0].device if params and isinstance(params[0], Tensor) else "cpu"
+        scale = as_number("adamw", "grad_scale", grad_scale)
+        grad_scale = None if scale == 1.0 else torch.full((), scale, dtype=torch.float32, device=device)
     _adamw(
         params, grads, exp_avgs, exp_avg_sqs, step, lr, beta1, beta2, eps, weight_decay, grad_scale, masters or [], seed
     )  # fmt: skip
@@ -174,9 +175,9 @@ def _run(
 
 
 _adamw = define(
-    "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, int step, float lr,"
-    " float beta1, float beta2, float eps, float weight_decay, Tensor? grad_scale, Tensor(d!)[] masters, Tensor? seed)"
-    " -> ()",
+    "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, SymInt step,"
+    " float lr, float beta1, float beta2, float eps, float weight_decay, Tensor? grad_scale, Tensor(d!)[] masters,"
+    " Tensor? seed) -> ()",
     _check,
     _run,
     lambda *args: None,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_integers, check_shape, check_tensors, define
+from gpt2c.ops._library import as_number, check_dims, check_integers, check_shape, check_tensors, define
 from gpt2c.ops.documents import check_starts, checked_starts
 from gpt2c.ops.philox import philox_reference
 
@@ -79,6 +79,7 @@ def attention(
     Raises ValueError or TypeError where shapes, dtypes, devices or values differ from that (on CUDA, wrong values of
     starts fail an assertion on the device instead).
     """
+    dropout_p = as_number("attention", "dropout_p", dropout_p)
     return _forward(q, k, v, causal, scale, dropout_p, seed if dropout_p > 0 else None, starts)[0]
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops._library import as_flag, as_integer, as_number, check_dims, check_shape, check_tensors, define
 from gpt2c.ops.attention import attention_reference, backward_into, empty_heads
 from gpt2c.ops.attention import run_forward as attention_forward
 from gpt2c.ops.documents import check_starts, checked_starts
@@ -107,6 +107,8 @@ def block(
     int64: attention from starts[b, t] on, see ops.attention. Raises ValueError or TypeError where shapes, dtypes,
     devices or values differ from that.
     """
+    n_head, eps = as_integer("block", "n_head", n_head), as_number("block", "eps", eps)
+    dropout_p, recompute = as_number("block", "dropout_p", dropout_p), as_flag("block", "recompute", recompute)
     settings = (n_head, eps, dropout_p, seed if dropout_p > 0 else None, starts)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, *weights)):
         return _Block.apply(x, h, *settings, recompute, *weights)[:2]
@@ -342,15 +344,15 @@ class _Block(torch.autograd.Function):
 
 
 _forward = define(
-    "block_forward(Tensor x, Tensor? h, Tensor[] weights, int n_head, float eps, float dropout_p, Tensor? seed,"
-    " Tensor? starts, int keep) -> Tensor[]",
+    "block_forward(Tensor x, Tensor? h, Tensor[] weights, SymInt n_head, float eps, float dropout_p, Tensor? seed,"
+    " Tensor? starts, SymInt keep) -> Tensor[]",
     _check_forward,
     _run_forward,
     _fake_forward,
 )
 _backward = define(
-    "block_backward(Tensor dout, Tensor? dh2, Tensor[] kept, Tensor[] weights, int n_head, float eps, float dropout_p,"
-    " Tensor? seed, Tensor? starts) -> Tensor[]",
+    "block_backward(Tensor dout, Tensor? dh2, Tensor[] kept, Tensor[] weights, SymInt n_head, float eps,"
+    " float dropout_p, Tensor? seed, Tensor? starts) -> Tensor[]",
     _check_backward,
     _run_backward,
     _fake_backward,

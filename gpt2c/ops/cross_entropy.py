@@ -114,14 +114,14 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 _forward = define(
-    "cross_entropy_forward(Tensor logits, Tensor targets, int ignore_index) -> (Tensor loss, Tensor lse)",
+    "cross_entropy_forward(Tensor logits, Tensor targets, SymInt ignore_index) -> (Tensor loss, Tensor lse)",
     _check_forward,
     _run_forward,
     _fake_forward,
     _CrossEntropy,
 )
 _backward = define(
-    "cross_entropy_backward(Tensor dloss, Tensor logits, Tensor targets, Tensor lse, int ignore_index) -> Tensor",
+    "cross_entropy_backward(Tensor dloss, Tensor logits, Tensor targets, Tensor lse, SymInt ignore_index) -> Tensor",
     _check_backward,
     _run_backward,
     _fake_backward,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_integers, check_shape, check_tensors, define
+from gpt2c.ops._library import as_integer, check_dims, check_integers, check_shape, check_tensors, define
 from gpt2c.ops.documents import check_starts, checked_starts, positions_of
 
 
@@ -99,6 +99,7 @@ def tied_embedding(
     wte's two gradients then meet here: the embedding's rows are added in place to the gradient that arrives for head,
     a tensor that must be the head's own. Autograd alone would make a second matrix of wte's size, zero it and add both.
     """
+    start = as_integer("embedding", "start", start)
     return _TiedEmbedding.apply(idx, wte, wpe, start, vocab_size, starts)
 
 
@@ -169,14 +170,15 @@ class _TiedEmbedding(_Embedding):
 
 
 _forward = define(
-    "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, int start, int? vocab_size, Tensor? starts) -> Tensor",
+    "embedding_forward(Tensor idx, Tensor wte, Tensor wpe, SymInt start, SymInt? vocab_size, Tensor? starts) -> Tensor",
     _check_forward,
     _run_forward,
     _fake_forward,
     _Embedding,
 )
 _backward_ = define(
-    "embedding_backward_(Tensor dx, Tensor idx, Tensor(a!) dwte, int P, int start, Tensor? starts) -> Tensor dwpe",
+    "embedding_backward_(Tensor dx, Tensor idx, Tensor(a!) dwte, SymInt P, SymInt start, Tensor? starts)"
+    " -> Tensor dwpe",
     _check_backward,
     _run_backward,
     _fake_backward,

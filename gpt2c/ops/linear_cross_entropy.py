@@ -142,7 +142,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 _forward = define(
-    "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, int ignore_index, int? vocab_size,"
+    "linear_cross_entropy_forward(Tensor x, Tensor weight, Tensor targets, SymInt ignore_index, SymInt? vocab_size,"
     " bool need_dx, bool need_dweight) -> (Tensor loss, Tensor dx, Tensor dweight, Tensor later)",
     _check_forward,
     _run_forward,
