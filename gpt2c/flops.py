@@ -77,7 +77,7 @@ def peak_flops(device: torch.device, precision: str, world: int = 1) -> float | 
 
 def product_rate() -> float:
     """Operations a second of a CPU: the best of eight products of 1024 x 1024 matrices, 50 to 100 ms."""
-    a, b, out = (torch.ones(1024, 1024) for _ in range(3))
+    a, b, out = (torch.ones(1024, 1024, dtype=torch.float32, device="cpu") for _ in range(3))
     times = []
     for _ in range(8):
         start = time.perf_counter()

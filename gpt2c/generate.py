@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2c.decode import MOST_ROWS, Decoder, can_decode, check_weights
+from gpt2c.watch import Watch
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
@@ -27,8 +29,19 @@ class LayerCache:
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v (B,H,T,D) behind those kept; returns views of all of them (B,H,length,D)."""
-        end = self.length + k.shape[2]
+        """Stores k and v (B,H,T,D) behind those kept; returns views of all of them (B,H,length,D).
+
+        Raises ValueError if there is no room for them, or if they have another dtype, device or B, H, D.
+        """
+        end, (B, H, capacity, D) = self.length + k.shape[2], self.k.shape
+        if (k.dtype, k.device) != (self.k.dtype, self.k.device) or k.shape != (B, H, k.shape[2], D):
+            raise ValueError(
+                f"cache: has {(B, H, capacity, D)} of {self.k.dtype} on {self.k.device}, expected room for"
+                f" {tuple(k.shape)} of {k.dtype} on {k.device}; torch.autocast must be on when it is made, or not, as"
+                " when it is used"
+            )
+        if not 0 <= self.length <= end <= capacity:
+            raise ValueError(f"cache: holds {self.length} tokens of {capacity}, expected room for {k.shape[2]} more")
         self.k[:, :, self.length : end].copy_(k)
         self.v[:, :, self.length : end].copy_(v)
         self.length = end
@@ -104,11 +117,16 @@ def stream(
         token, which is what a token's time goes into (gpt2c.decode); only for a model in fp32 on the CPU. The prompt is
         read with the parameters themselves. The copy is made at the first call and again after parameters change.
 
+    Whether torch.autocast is on counts at the call, not at each step; with "bf16" and "int8" it is off. The model must
+    stay as it is until the last step: a step raises ValueError if a parameter has changed.
+
     Past n_positions tokens the window slides as `window_start` says, with one warning.
     Raises TypeError, ValueError or IndexError, one sentence, at the call and not at the first step.
     """
     check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
     check_weights(model, weights)
+    if model.wte.weight.is_meta:
+        raise ValueError("generate: the model is on meta, expected one whose parameters have memory")
     context = model.config.n_positions
     prompt = idx.shape[1] if isinstance(idx, Tensor) and idx.ndim == 2 else 0
     model.check_tokens(idx, longest=max(prompt, context))
@@ -120,10 +138,22 @@ def stream(
             stacklevel=3,
         )
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
-    return _steps(model, idx, max_new_tokens, temperature, top_k, top_p, generator, weights)
+    dtype = model.activation_dtype() if weights == "fp32" else model.wte.weight.dtype
+    autocast = None if dtype == model.wte.weight.dtype else dtype
+    return _steps(model, idx, max_new_tokens, temperature, top_k, top_p, generator, weights, autocast)
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def _computing(device: str, autocast: torch.dtype | None) -> Iterator[None]:
+    """This autocast, no gradients, and tensors that later steps may change, whatever the caller's own context."""
+    with torch.inference_mode(False), torch.no_grad():
+        if not torch.amp.is_autocast_available(device):
+            yield
+            return
+        with torch.autocast(device, autocast, enabled=autocast is not None):
+            yield
+
+
 def _steps(
     model: GPT2,
     idx: Tensor,
@@ -133,26 +163,34 @@ def _steps(
     top_p: float | None,
     generator: torch.Generator | None,
     weights: str,
+    autocast: torch.dtype | None,
 ) -> Iterator[Tensor]:
     context, total = model.config.n_positions, idx.shape[1] + max_new_tokens
-    text = torch.empty(idx.shape[0], total, dtype=torch.int64, device=idx.device)
-    text[:, : idx.shape[1]] = idx
-    cache = KVCache(model, idx.shape[0], min(context, total))
-    fits = can_decode(model) and (idx.shape[0] <= MOST_ROWS or weights != "fp32")
-    decoder = Decoder(model, [cache], weights) if fits else None
+    if not max_new_tokens:
+        return
+    device = idx.device.type
+    with _computing(device, autocast):
+        text = torch.empty(idx.shape[0], total, dtype=torch.int64, device=idx.device)
+        text[:, : idx.shape[1]] = idx
+        cache = KVCache(model, idx.shape[0], min(context, total))
+        watch = Watch(model)
+        fits = can_decode(model) and autocast is None and (idx.shape[0] <= MOST_ROWS or weights != "fp32")
+        decoder = Decoder(model, [cache], weights) if fits else None
     start = -1  # no window yet
     for length in range(idx.shape[1], total):
-        if window_start(length, context) != start:
-            start = window_start(length, context)
-            cache.clear()
-        new = text[:, start + cache.length : length].contiguous()
-        if decoder is not None and new.shape[1] == 1:
-            logits = decoder.step(new)
-        else:
-            y = model.hidden(new, cache=cache)
-            logits = model.logits(y.view(*new.shape, y.shape[1])[:, -1]).float()
-        ids = sample(logits, temperature, top_k, top_p, generator)
-        text[:, length] = ids
+        with _computing(device, autocast):
+            if window_start(length, context) != start:
+                start = window_start(length, context)
+                cache.clear()
+            new = text[:, start + cache.length : length].contiguous()
+            if decoder is not None and new.shape[1] == 1:
+                logits = decoder.step(new)
+            else:
+                watch.check("generate")
+                y = model.hidden(new, cache=cache)
+                logits = model.logits(y.view(*new.shape, y.shape[1])[:, -1]).float()
+            ids = sample(logits, temperature, top_k, top_p, generator)
+            text[:, length] = ids
         yield ids
 
 

@@ -60,9 +60,9 @@ class LoraLinear(Linear):
         nn.Module.__init__(self)
         self.base_weight, self.bias = base.weight, base.bias
         n_in, n_out = base.weight.shape
-        drawn = nn.init.kaiming_uniform_(torch.empty(rank, n_in), a=math.sqrt(5))
-        self.lora_a = nn.Parameter(drawn.t().contiguous())
-        self.lora_b = nn.Parameter(torch.zeros(rank, n_out))
+        drawn = nn.init.kaiming_uniform_(torch.empty(rank, n_in, dtype=torch.float32, device="cpu"), a=math.sqrt(5))
+        self.lora_a = nn.Parameter(drawn.t().contiguous().to(base.weight.device))
+        self.lora_b = nn.Parameter(torch.zeros(rank, n_out, dtype=torch.float32, device=base.weight.device))
         self.scale = alpha / rank
 
     @property

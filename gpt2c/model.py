@@ -173,7 +173,9 @@ class GPT2(nn.Module):
     def activation_dtype(self) -> torch.dtype:
         """Of what is computed now: the parameters', or autocast's where there is autocast."""
         device = self.wte.weight.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.wte.weight.dtype
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return self.wte.weight.dtype
+        return torch.get_autocast_dtype(device)
 
     def _cast(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
         """The parameters in the activations' dtype. The ops know no autocast: as operators of their own they would

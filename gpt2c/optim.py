@@ -163,4 +163,4 @@ def _has_master(p: Tensor, group: dict) -> bool:
 def _seed(seed: int, step: int, call: int, device: torch.device) -> Tensor:
     """What decides the rounding of a kernel call, one int64 element: its own for each call of each step."""
     (word,) = np.random.Philox(key=seed, counter=[0, step, call, 0]).random_raw(1).view(np.int64)
-    return torch.full((1,), int(word), device=device)
+    return torch.full((1,), int(word), dtype=torch.int64, device=device)

@@ -218,7 +218,7 @@ class Seq2Seq(nn.Module):
         The source is encoded once. The few tokens of a target are decoded anew at each step, without a cache.
         """
         memory = self.encode(source)
-        target = torch.full((len(source), 1), begin, device=source.device)
+        target = torch.full((len(source), 1), begin, dtype=torch.int64, device=source.device)
         done = torch.zeros(len(source), dtype=torch.bool, device=source.device)
         while target.shape[1] < self.config.n_positions and not done.all():
             ids = self.logits(self.decode(target, memory)[:, -1]).argmax(-1)

@@ -94,7 +94,7 @@ def accumulate_gradients(
     """
     optimizer.zero_grad()
     device = next(model.parameters()).device
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), dtype=torch.float32, device=device)
     for i, batch in enumerate(batches):
         weight = 1.0 if weights is None else weights[i]
         if seeds is not None:

@@ -83,16 +83,20 @@ class Translator:
         for group in by_length.values():
             for start in range(0, len(group), BATCH):
                 places, sources = zip(*group[start : start + BATCH], strict=True)
-                targets = self.model.greedy(torch.tensor(sources), self.ids[BEGIN], self.ids[END])
+                targets = self.model.greedy(
+                    torch.tensor(sources, device=self.model.wte.weight.device), self.ids[BEGIN], self.ids[END]
+                )
                 for place, target in zip(places, targets.tolist(), strict=True):
                     translations[place] = "".join(self.words(target))
         return translations
 
     def attention(self, text: str) -> Attention:
         """The cross-attention while `text` is translated: row t is where the model looked to say token t, END too."""
-        source = torch.tensor([self.encode(text)])
+        source = torch.tensor([self.encode(text)], device=self.model.wte.weight.device)
         target = self.model.greedy(source, self.ids[BEGIN], self.ids[END])
-        shifted = torch.cat([torch.tensor([[self.ids[BEGIN]]]), target[:, :-1]], dim=1)
+        shifted = torch.cat(
+            [torch.tensor([[self.ids[BEGIN]]], device=self.model.wte.weight.device), target[:, :-1]], dim=1
+        )
         weights = self.model.attention_maps(source, shifted).cross[:, 0]
         return Attention(split(text), [self.vocabulary[i] for i in target[0].tolist()], weights)
 
@@ -133,7 +137,8 @@ class Translator:
             raise UserError(f"{folder / CONFIG} does not describe an encoder-decoder: {reason(error)}") from error
         with reading("translator's weights", folder / WEIGHTS):
             tensors = load_file(folder / WEIGHTS)
-        model = Seq2Seq(config)
+        with torch.device("cpu"):
+            model = Seq2Seq(config).to(torch.float32)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:

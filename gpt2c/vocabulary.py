@@ -21,9 +21,10 @@ def grow(model: GPT2, vocab_size: int, seed: int) -> None:
     before, width = model.config.vocab_size, model.config.n_embd
     config = dataclasses.replace(model.config, vocab_size=vocab_size)
     rows = model.wte.weight[:before]
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(vocab_size - before, width, generator=generator)
-    wte = Embedding(config.padded_vocab_size, width, used=0)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(vocab_size - before, width, generator=generator, dtype=torch.float32, device="cpu").to(rows)
+    with torch.device(rows.device):
+        wte = Embedding(config.padded_vocab_size, width, used=0).to(rows.dtype)
     wte.weight[:before] = rows
     wte.weight[before:vocab_size] = rows.mean(0) + NOISE * rows.std(0) * noise
     model.wte, model.config = wte, config

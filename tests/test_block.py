@@ -208,6 +208,24 @@ def test_opcheck(keep: int) -> None:
         ({"h": torch.zeros(2, 3, 4, dtype=torch.bfloat16)}, TypeError, "block: h has dtype torch.bfloat16"),
         ({"fc_bias": torch.zeros(4)}, ValueError, r"block: fc_bias has shape \(4,\), expected \(16,\)"),
         ({"n_head": 3}, ValueError, "block: n_head is 3, expected a divisor of 4, the width of x"),
+        ({"dropout_p": 0.5}, ValueError, "block: dropout_p is 0.5 but seed is None, expected an int64 tensor of one"),
+        ({"dropout_p": 0.5, "seed": torch.ones(1)}, TypeError, "block: seed has dtype torch.float32"),
+        ({"dropout_p": 0.5, "seed": torch.ones(1).int()}, TypeError, "block: seed has dtype torch.int32"),
+        (
+            {"dropout_p": 0.5, "seed": torch.ones(2).long()},
+            ValueError,
+            r"block: seed has shape \(2,\), expected one el",
+        ),
+        (
+            {"dropout_p": 0.5, "seed": torch.ones(0).long()},
+            ValueError,
+            r"block: seed has shape \(0,\), expected one el",
+        ),
+        ({"dropout_p": 1.0, "seed": torch.ones(1).long()}, ValueError, r"block: dropout_p is 1.0, expected \[0, 1\)"),
+        ({"dropout_p": -0.1, "seed": torch.ones(1).long()}, ValueError, r"block: dropout_p is -0.1, expected \[0, 1\)"),
+        ({"dropout_p": -0.1}, ValueError, r"block: dropout_p is -0.1, expected \[0, 1\)"),
+        ({"dropout_p": float("nan")}, ValueError, r"block: dropout_p is nan, expected \[0, 1\)"),
+        ({"eps": -1.0}, ValueError, "block: eps is -1.0, expected 0 or more"),
         ({"starts": torch.zeros(2, 4).long()}, ValueError, r"block: starts has shape \(2, 4\), expected \(2, 3\)"),
         ({"starts": torch.zeros(2, 3)}, TypeError, "block: starts has dtype torch.float32"),
         ({"starts": torch.ones(2, 3).long()}, ValueError, r"block: starts\[0, 0\] is 1, expected 0 "),
@@ -215,6 +233,16 @@ def test_opcheck(keep: int) -> None:
 )
 def test_wrong_arguments(change: dict, error: type[Exception], message: str) -> None:
     given = {**inputs(2, 3, 4), "n_head": HEADS, **change}
-    x, h, n_head, starts = given.pop("x"), given.pop("h"), given.pop("n_head"), given.pop("starts", None)
+    x, h, n_head = given.pop("x"), given.pop("h"), given.pop("n_head")
+    options = {name: given.pop(name) for name in ("starts", "dropout_p", "seed", "eps") if name in given}
+    weights = ops.BlockWeights(**given)
     with pytest.raises(error, match=message):
-        ops.block(x, h, ops.BlockWeights(**given), n_head, starts=starts)
+        ops.block(x, h, weights, n_head, **options)
+    with pytest.raises(error, match=message):
+        ops.block(x.requires_grad_(), h, weights, n_head, **options)
+
+
+def test_a_head_of_more_than_the_kernels_take() -> None:
+    x, h, *weights = inputs(1, 1, 257).values()
+    with pytest.raises(ValueError, match="block: the head dimension is 257, expected 1 to 256"):
+        ops.block(x, h, weights, 1)

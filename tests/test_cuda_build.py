@@ -19,7 +19,7 @@ import gpt2c
 from gpt2c import _native
 
 CUDA_CMAKE = remote.ROOT / "csrc" / "cuda" / "cuda.cmake"
-KERNELS_WITHOUT_CUDA = {"cross_entropy_count", "decode", "matmul"}  # csrc/kernels.h says why
+KERNELS_WITHOUT_CUDA = {"checksum", "cross_entropy_count", "decode", "matmul"}  # csrc/kernels.h says why
 needs_cuda_build = pytest.mark.skipif(_native.CUDA is None, reason="gpt2c was built without CUDA kernels (no nvcc)")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from twin import Twin
 
 from gpt2c.config import GPT2Config
-from gpt2c.decode import WEIGHTS, Decoder, pack, weights_of
+from gpt2c.decode import WEIGHTS, Decoder, checksum, pack, weights_of
 from gpt2c.evaluate import decoding_loss
 from gpt2c.generate import KVCache
 from gpt2c.model import GPT2
@@ -153,6 +153,23 @@ class TestPacking:
         assert weights_of(model, weights) is not first
         assert_close("decode", "logits", decode_all(model, idx, weights), reference(model, idx, weights), torch.float32)
         assert not torch.equal(decode_all(model, idx, weights), before)
+
+
+def test_a_checksum_tells_every_changed_bit_and_every_place(backend):
+    for size in (0, 1, 7, 8, 63, 64, 65, 200):
+        data = torch.randint(0, 256, (size,), dtype=torch.uint8)
+        sums = {checksum(data), checksum(torch.cat([data, torch.zeros(1, dtype=torch.uint8)]))}
+        for i in range(size):
+            for bit in range(8):
+                changed = data.clone()
+                changed[i] ^= 1 << bit
+                sums.add(checksum(changed))
+        assert len(sums) == 2 + 8 * size
+    large = torch.arange(700_001, dtype=torch.int32)  # three tasks
+    others = [large.roll(1), large.flip(0), large.clone(), -large, large[:-1].contiguous()]
+    others[2][262_144:], others[2][:262_144] = large[: 700_001 - 262_144].clone(), large[:262_144].clone()
+    sums = [checksum(x) for x in (large, *others)]
+    assert len(set(sums)) == len(sums) and checksum(large.clone()) == sums[0]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

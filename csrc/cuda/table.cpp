@@ -7,6 +7,7 @@ namespace gpt2c::cuda {
 __attribute__((weak)) cross_entropy_count_t cross_entropy_count;
 __attribute__((weak)) matmul_t matmul;
 __attribute__((weak)) decode_t decode;
+__attribute__((weak)) checksum_t checksum;
 
 const Kernels kernels = {
 #define GPT2C_ENTRY(name) name,

@@ -76,7 +76,10 @@ class Gpt2c(TemplateLM):
 
     @torch.no_grad()
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[tuple[float, bool]]:
-        rows = [torch.tensor((context + continuation)[-(self.max_length + 1) :]) for context, continuation in pairs]
+        rows = [
+            torch.tensor((context + continuation)[-(self.max_length + 1) :], device="cpu")
+            for context, continuation in pairs
+        ]
         inputs = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in rows], batch_first=True)
         y = self.model.hidden(inputs.to(self.model.wte.weight.device)).view(*inputs.shape, -1)
         for own, row, (_, continuation) in zip(y, rows, pairs, strict=True):

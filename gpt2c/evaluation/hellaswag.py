@@ -84,7 +84,7 @@ def evaluate_hellaswag(
     right = right_norm = 0
     for group in groups(found[rank::world]):
         sums, means = score(model, group)
-        labels = torch.tensor([item.label for item in group])
+        labels = torch.tensor([item.label for item in group], device="cpu")
         right += int((sums.argmax(1) == labels).sum())
         right_norm += int((means.argmax(1) == labels).sum())
     return HellaSwag(right, right_norm, len(found[rank::world]))
@@ -164,7 +164,7 @@ def score(model: GPT2, group: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """Sum and mean of the log-probabilities of each ending's tokens, (items, 4) each, on the CPU."""
     device = model.wte.weight.device
     endings = [torch.from_numpy(ending.astype(np.int64)) for item in group for ending in item.endings]
-    lengths = torch.tensor([len(ending) for ending in endings])
+    lengths = torch.tensor([len(ending) for ending in endings], device="cpu")
     targets = torch.nn.utils.rnn.pad_sequence(endings, batch_first=True).to(device)
     contexts = torch.from_numpy(np.stack([item.context for item in group]).astype(np.int64)).to(device)
 
@@ -176,7 +176,7 @@ def score(model: GPT2, group: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     else:
         y = y[:, None]
     log_p = _log_probabilities(model, y.flatten(0, 1), targets.flatten()).view(targets.shape).cpu()
-    log_p[torch.arange(targets.shape[1]) >= lengths[:, None]] = 0.0
+    log_p[torch.arange(targets.shape[1], device="cpu") >= lengths[:, None]] = 0.0
     sums = log_p.sum(1)
     return sums.view(-1, ENDINGS), (sums / lengths).view(-1, ENDINGS)
 

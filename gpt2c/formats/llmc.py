@@ -58,7 +58,7 @@ def export(model: GPT2, tokenizer: Tokenizer, path: Path, dtype: str = "fp32") -
                 rows = tensor.t() if tensor.ndim == 2 and name.startswith("h.") else tensor
                 file.write(_bytes(rows.to(DTYPES[dtype])))
             missing = shape[0] - c.vocab_size if names == ["wte.weight"] else 0
-            file.write(_bytes(torch.zeros(missing, c.n_embd, dtype=DTYPES[dtype])))
+            file.write(_bytes(torch.zeros(missing, c.n_embd, dtype=DTYPES[dtype], device="cpu")))
     _tell_what_is_lost(model, tokenizer, path)
 
 

@@ -43,8 +43,8 @@ def adamw_reference(
 def stochastic_rounding_reference(x: Tensor, seed: Tensor, n: int) -> Tensor:
     """x, the n-th fp32 tensor of a list, as bf16: 16 random bits are added to each element's bits, of which the upper
     16 are kept. inf and nan stay."""
-    i = torch.arange(x.numel())
-    words = philox_reference(int(seed), (i // 8 % 2**32, i // 8 // 2**32, torch.tensor(n), torch.tensor(0)))
+    i = torch.arange(x.numel(), device="cpu")
+    words = philox_reference(int(seed), (i // 8 % 2**32, i // 8 // 2**32, torch.tensor(n, device="cpu"), i * 0))
     word = torch.stack(words).gather(0, (i % 8 // 2)[None])[0]
     bits = x.flatten().view(torch.int32).long() + (word >> 16 * (i % 2) & 0xFFFF)
     rounded = (bits >> 16 << 16).to(torch.int32).view(torch.float32).view(x.shape)

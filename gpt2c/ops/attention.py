@@ -49,9 +49,9 @@ def attention_reference(
 
 def dropout_mask(seed: Tensor, dropout_p: float, B: int, H: int, Tq: int, Tk: int) -> Tensor:
     """What dropout multiplies the probabilities by: (B, H, Tq, Tk) of 0 and 1 / (1 - dropout_p), float64."""
-    head = torch.arange(B * H).view(B, H, 1, 1)
-    i, j = torch.arange(Tq).view(Tq, 1), torch.arange((Tk + 3) // 4)
-    words = philox_reference(int(seed), (i, j, head, torch.zeros(1, dtype=torch.int64)))
+    head = torch.arange(B * H, device="cpu").view(B, H, 1, 1)
+    i, j = (torch.arange(n, device="cpu") for n in (Tq, (Tk + 3) // 4))
+    words = philox_reference(int(seed), (i.view(Tq, 1), j, head, 0 * head))
     words = torch.stack(words, -1).flatten(-2)[..., :Tk]  # word r of counter j decides key 4 j + r
     drop_below, keep_scale = _dropout_constants(dropout_p)
     return torch.where(words >= drop_below, keep_scale, 0.0).double()
@@ -80,7 +80,7 @@ def attention(
     starts fail an assertion on the device instead).
     """
     dropout_p = as_number("attention", "dropout_p", dropout_p)
-    return _forward(q, k, v, causal, scale, dropout_p, seed if dropout_p > 0 else None, starts)[0]
+    return _forward(q, k, v, causal, scale, dropout_p, seed if dropout_p != 0 else None, starts)[0]
 
 
 def _check_forward(
@@ -95,14 +95,7 @@ def _check_forward(
     check_shape(op, "v", v, tuple(k.shape))
     if not 0 < D <= MAX_HEAD_DIM:
         raise ValueError(f"{op}: the head dimension of q is {D}, expected 1 to {MAX_HEAD_DIM}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"{op}: dropout_p is {dropout_p}, expected [0, 1)")
-    if dropout_p > 0 and seed is None:
-        raise ValueError(f"{op}: dropout_p is {dropout_p} but seed is None, expected an int64 tensor of one element")
-    if seed is not None:
-        check_integers(op, "seed", seed, q)
-        if seed.numel() != 1:
-            raise ValueError(f"{op}: seed has shape {tuple(seed.shape)}, expected one element")
+    check_dropout(op, dropout_p, seed, q)
     if starts is not None:
         if not causal or k.shape[2] != q.shape[2]:
             raise ValueError(
@@ -110,6 +103,18 @@ def _check_forward(
                 " and as many keys as queries"
             )
         check_starts(op, starts, (B, q.shape[2]), q)
+
+
+def check_dropout(op: str, dropout_p: float, seed: Tensor | None, like: Tensor) -> None:
+    """dropout_p is in [0, 1), and above 0 there is a seed, one int64 element where `like` is."""
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"{op}: dropout_p is {dropout_p}, expected [0, 1)")
+    if dropout_p > 0 and seed is None:
+        raise ValueError(f"{op}: dropout_p is {dropout_p} but seed is None, expected an int64 tensor of one element")
+    if seed is not None:
+        check_integers(op, "seed", seed, like)
+        if seed.numel() != 1:
+            raise ValueError(f"{op}: seed has shape {tuple(seed.shape)}, expected one element")
 
 
 def _dropout_constants(dropout_p: float) -> tuple[int, float]:

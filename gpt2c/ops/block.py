@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2c.ops._library import as_flag, as_integer, as_number, check_dims, check_shape, check_tensors, define
-from gpt2c.ops.attention import attention_reference, backward_into, empty_heads
+from gpt2c.ops.attention import MAX_HEAD_DIM, attention_reference, backward_into, check_dropout, empty_heads
 from gpt2c.ops.attention import run_forward as attention_forward
 from gpt2c.ops.documents import check_starts, checked_starts
 from gpt2c.ops.gelu import run_backward as gelu_backward
@@ -109,7 +109,7 @@ def block(
     """
     n_head, eps = as_integer("block", "n_head", n_head), as_number("block", "eps", eps)
     dropout_p, recompute = as_number("block", "dropout_p", dropout_p), as_flag("block", "recompute", recompute)
-    settings = (n_head, eps, dropout_p, seed if dropout_p > 0 else None, starts)
+    settings = (n_head, eps, dropout_p, seed if dropout_p != 0 else None, starts)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, *weights)):
         return _Block.apply(x, h, *settings, recompute, *weights)[:2]
     out, h2 = _forward(x, h, weights, *settings, 0)[:2]
@@ -133,6 +133,10 @@ def _check_forward(
     C = x.shape[2]
     if n_head < 1 or C % n_head:
         raise ValueError(f"block: n_head is {n_head}, expected a divisor of {C}, the width of x")
+    if not 0 < C // n_head <= MAX_HEAD_DIM:
+        raise ValueError(f"block: the head dimension is {C // n_head}, expected 1 to {MAX_HEAD_DIM}")
+    if not eps >= 0:
+        raise ValueError(f"block: eps is {eps}, expected 0 or more")
     if h is not None:
         check_tensors("block", x=x, h=h)
         check_shape("block", "h", h, tuple(x.shape))
@@ -142,6 +146,7 @@ def _check_forward(
     wide |= {"fc_bias": (4 * C,), "proj_weight": (4 * C, C)}
     for name, weight in named.items():
         check_shape("block", name, weight, wide.get(name, (C,)))
+    check_dropout("block", dropout_p, seed, x)
     if starts is not None:
         check_starts("block", starts, tuple(x.shape[:2]), x)
 
@@ -179,6 +184,9 @@ def _run_attention_half(
     q, k, v = _heads(qkv, B, T, n_head)
     if cache is not None:
         k, v = cache.append(k, v)
+        check_tensors("block", q=q, k=k, v=v)
+        check_shape("block", "the cache's keys", k, (B, n_head, max(T, k.shape[2]), C // n_head))
+        check_shape("block", "the cache's values", v, tuple(k.shape))
     o, lse = attention_forward(q, k, v, True, None, dropout_p, seed, starts)
     a, mask1 = _dropout(multiply(_rows(o), w.o_weight, torch.empty_like(h1), w.o_bias), dropout_p)
     h2, y, mean2, rstd2 = layernorm_forward(a, h1, w.ln_2_weight, w.ln_2_bias, eps)

@@ -35,7 +35,11 @@ def multiply(a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None = None, accumu
     if not _native.has_matmul(a):
         return _multiply_by_torch(a, b, c, bias, accumulate)
     a, b = _one_dense(a), _one_dense(b)
-    out = c if c.dtype == torch.float32 and c.stride(1) == 1 else torch.empty(c.shape, dtype=torch.float32)
+    out = (
+        c
+        if c.dtype == torch.float32 and c.stride(1) == 1
+        else torch.empty(c.shape, dtype=torch.float32, device=c.device)
+    )
     _native.call(
         "matmul", a.dtype, a, b, None if bias is None else bias.contiguous(), out, a.shape[0], b.shape[1], a.shape[1],
         *a.stride(), *b.stride(), out.stride(0), accumulate and out is c,

@@ -81,7 +81,7 @@ class Row:
         self.job = job
         self.cache = KVCache(model, 1, max(1, len(job.prompt) + job.length - 1))
         seed = job.sampling.seed
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.generator = None if seed is None else torch.Generator(model.wte.weight.device).manual_seed(seed)
         # The last of a prompt is read for what comes after it, and what nobody asks about is not read.
         self.unread = list(job.prompt) if job.length else list(job.prompt[:-1]) * job.scored
         self.written = 0
@@ -270,9 +270,9 @@ class Engine:
     def _read(self, row: Row) -> bool:
         """The next piece of the row's prompt and, after the last, its first token; returns whether that ends it."""
         piece, row.unread = row.unread[:PIECE], row.unread[PIECE:]
-        logits = torch.empty(0)
+        logits = torch.empty(0, dtype=torch.float32, device="cpu")
         if piece:
-            y = self.model.hidden(torch.tensor([piece]), cache=row.cache)
+            y = self.model.hidden(self._tensor([piece]), cache=row.cache)
             logits = self.model.logits(y if row.job.scored else y[-1:]).float()
         if row.job.scored and row.score(logits):
             return True
@@ -282,14 +282,22 @@ class Engine:
 
     def _logits(self, rows: list[Row]) -> Tensor:
         """(B,V) fp32 after each row's one unread id."""
-        ids = torch.tensor([row.unread for row in rows])
+        ids = self._tensor([row.unread for row in rows])
         if not self._kernel:  # half precision, which the kernel does not take
             hidden = [self.model.hidden(ids[i : i + 1], cache=row.cache) for i, row in enumerate(rows)]
             return self.model.logits(torch.cat(hidden)).float()
         if self._decoder is None or self._decoded != rows:
-            self._decoder = Decoder(self.model, [row.cache for row in rows], self.weights)
+            after = self._decoder if self._texts_go_on(rows) else None
+            self._decoder = Decoder(self.model, [row.cache for row in rows], self.weights, after)
             self._decoded = rows
         return self._decoder.step(ids)
+
+    def _texts_go_on(self, rows: list[Row]) -> bool:
+        """Whether one of the decoder's texts is among the rows. If not, the weights may be others by now."""
+        return self._decoder is not None and any(row in self._decoded for row in rows)
+
+    def _tensor(self, ids: list[list[int]]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=self.model.wte.weight.device)
 
 
 def _fulfil(future: Future, function: Callable[[], Any]) -> None:

@@ -92,18 +92,18 @@ class Translations:
 
     @torch.no_grad()
     def memory(self, source: Sequence[int]) -> Tensor:
-        return self.translator.model.encode(torch.tensor([source]))
+        return self.translator.model.encode(torch.tensor([source], device="cpu"))
 
     @torch.no_grad()
     def next_token(self, memory: Tensor, target: Sequence[int], how: Callable[[Tensor], Tensor]) -> Token:
         """The token that `how` draws from the logits (1,V) after the target."""
         model = self.translator.model
-        logits = model.logits(model.decode(torch.tensor([target]), memory)[:, -1]).float()
+        logits = model.logits(model.decode(torch.tensor([target], device="cpu"), memory)[:, -1]).float()
         return token(int(how(logits)), logits[0], WANTED)
 
     def look(self, source: list[int], target: list[int], kind: str, layer: int, head: int) -> AttentionMap:
         """Of cross-attention a row is the token that was said then: the one after the query's."""
-        maps = self.translator.model.attention_maps(torch.tensor([source]), torch.tensor([target]))
+        maps = self.translator.model.attention_maps(*(torch.tensor([ids], device="cpu") for ids in (source, target)))
         weights, rows, columns = {
             CROSS: (maps.cross, target[1:], source),
             TARGET: (maps.target, target, target),
@@ -111,7 +111,8 @@ class Translations:
         }[kind]
         if not weights.isfinite().all():
             raise ApiError(500, "the attention is not all finite, so the weights must be damaged", "server_error")
-        return AttentionMap(rows, columns, weights[layer, 0, head, : len(rows)], torch.zeros(len(rows)))
+        none = torch.zeros(len(rows), dtype=torch.float32, device="cpu")
+        return AttentionMap(rows, columns, weights[layer, 0, head, : len(rows)], none)
 
 
 def map_kinds(translator: Translator) -> list[MapKind]:

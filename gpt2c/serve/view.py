@@ -95,7 +95,7 @@ class Reading:
         first = max(0, T - MOST_SHOWN)
         q, k = self.q[layer][head, first:], self.k[layer][head]
         scores = q @ k.t() / math.sqrt(q.shape[1])
-        hidden = torch.ones(T - first, T, dtype=torch.bool).triu(first + 1)
+        hidden = torch.ones(T - first, T, dtype=torch.bool, device="cpu").triu(first + 1)
         weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
         shown = self.ids[first:]
         return AttentionMap(shown, shown, weights[:, first:], weights[:, :first].sum(-1))
@@ -122,7 +122,7 @@ class Reading:
     @torch.no_grad()
     def tokens(self, positions: Sequence[int], wanted: Wanted) -> list[Token]:
         """How likely the token at each of the positions was, each at least 1."""
-        logits = self.logits(len(self.streams) - 1, torch.tensor(positions, dtype=torch.int64) - 1)
+        logits = self.logits(len(self.streams) - 1, torch.tensor(positions, dtype=torch.int64, device="cpu") - 1)
         return [token(self.ids[at], row, wanted) for at, row in zip(positions, logits, strict=True)]
 
 
