@@ -1,5 +1,5 @@
-// 64 bits that tell whether bytes have changed. Every step is a bijection of the state for a given word, and of the word
-// for a given state, so that one changed word always shows.
+// 64 bits that tell whether bytes have changed. Every step is a bijection of the state for a given word, and of the
+// word for a given state, so that one changed word always shows.
 #include "isa.h"
 
 namespace gpt2c::GPT2C_ISA {
