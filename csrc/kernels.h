@@ -177,8 +177,8 @@ using decode_t = int64_t(DType weights, const int64_t* ids, const int64_t* posit
                          float* const* caches, float* logits, int64_t B, int64_t L, int64_t C, int64_t H, int64_t V,
                          float eps, int threads);
 
-// ---- checksum: 64 bits of the bytes, by which gpt2c/decode.py knows whether a packed copy is still that of the weights.
-// The CPU's alone: CUDA has none.
+// ---- checksum: 64 bits of the bytes, by which gpt2c/decode.py knows whether a packed copy is still that of the
+// weights. The CPU's alone: CUDA has none.
 using checksum_t = int64_t(const void* data, int64_t bytes, int threads);
 
 #define GPT2C_KERNELS(X)      \
