@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from gpt2c.errors import UserError, reason
 from gpt2c.files import fsync, reading, writing
+from gpt2c.optim_options import STATE
 
 TENSORS, RECORD = "training.safetensors", "training.json"
 DIGEST = "sha256_of_record"
@@ -127,7 +128,11 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for key, value in {**tensors, **numbers}.items():
         entry, _, name = key.partition(".")
-        if name not in index or (isinstance(value, Tensor) and value.ndim and value.shape != shapes[name]):
+        if (
+            entry not in STATE
+            or name not in index
+            or (isinstance(value, Tensor) and value.ndim and value.shape != shapes[name])
+        ):
             raise UserError(f"{path}: {key} does not belong to the model beside it, the checkpoint is damaged")
         state["state"][index[name]][entry] = value
     missing = [name for name in names if not {"exp_avg", "exp_avg_sq", "step"} <= state["state"][index[name]].keys()]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpt2c.ops._library import as_flag, as_integer, as_number
 from gpt2c.ops.adamw import adamw_
+from gpt2c.optim_options import check_options, check_saved, check_state
 
 
 class AdamW(torch.optim.Optimizer):
@@ -26,8 +27,9 @@ class AdamW(torch.optim.Optimizer):
     parameters are rounded up or down at random so that updates count on average; the random numbers are a function of
     `seed`, the step and the element's position. fp32 parameters need neither and are updated as without.
 
-    Raises TypeError for settings of other types, ValueError for a negative lr, eps, weight_decay or seed, for betas
-    outside [0, 1), and for both remedies at once.
+    Compiled code runs its step as it is, outside of the graph. Raises TypeError for settings of other types, ValueError
+    for options that it has not, for a negative lr, eps, weight_decay or seed, for betas outside [0, 1), and for both
+    remedies at once.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class AdamW(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict) -> None:
         settings = {**self.defaults, **param_group}
+        check_options(settings)
         numbers = _numbers(settings)
         for name in ("lr", "eps", "weight_decay"):
             if not numbers[name] >= 0:
@@ -61,6 +64,7 @@ class AdamW(torch.optim.Optimizer):
             raise ValueError("AdamW: master_weights and stochastic_rounding are both on, expected at most one of them")
         super().add_param_group(param_group)
 
+    @torch._disable_dynamo  # as a whole: compiled, it would be broken at each parameter and made anew at each step
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None, *, grad_scale: float | Tensor = 1.0) -> Tensor | None:
         """One update of every parameter that has a gradient, which is multiplied by grad_scale in the same pass.
@@ -77,6 +81,7 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         calls = 0
         for group in self.param_groups:
+            check_options(group)
             numbers = _numbers(group)
             for (dtype, step), params in self._by_dtype_and_step(group).items():
                 states = [self.state[p] for p in params]
@@ -94,12 +99,15 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's; also of torch.optim.AdamW. Raises ValueError if masters are there where master_weights, which is
-        loaded too, wants none, or the other way round."""
+        """As torch's; also of torch.optim.AdamW. Raises ValueError, before anything is changed, for options and states
+        that are not AdamW's here (maximize, amsgrad, another optimizer's), and if masters are there where
+        master_weights, which is loaded too, wants none, or the other way round."""
         saved = state_dict["state"]
+        check_saved(state_dict["param_groups"])
         own = [p for group in self.param_groups for p in group["params"]]
         indices = [(i, group) for group in state_dict["param_groups"] for i in group["params"]]
         for p, (i, group) in zip(own, indices, strict=False):  # of other lengths: told by the base class
+            check_state(i, saved.get(i, {}), p)
             group = {**self.defaults, **group}
             wanted = _has_master(p, group)
             if i in saved and ("master" in saved[i]) != wanted:

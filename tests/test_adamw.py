@@ -1,6 +1,7 @@
 """The op adamw_ and the optimizer gpt2c.AdamW over it."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -475,3 +476,111 @@ def test_no_step_within_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="AdamW: step is called while a CUDA graph is captured"):
         gpt2c.AdamW([torch.ones(3, requires_grad=True)]).step()
+
+
+def saved_by(optimizer: type[torch.optim.Optimizer], **options: object) -> dict:
+    """The state dict of one of torch's optimizers after a step on ones (3)."""
+    p = torch.nn.Parameter(torch.ones(3))
+    made = optimizer([p], **options)
+    train(made, [p], 1)
+    return made.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            lambda: saved_by(torch.optim.AdamW, maximize=True),
+            "maximize is True, which is not supported, expected False",
+        ),
+        (lambda: saved_by(torch.optim.AdamW, amsgrad=True), "amsgrad is True, which is not supported"),
+        (lambda: saved_by(torch.optim.SGD, momentum=0.9), "a group has 'momentum', which is no setting of it"),
+        (lambda: saved_by(torch.optim.NAdam), "a group has 'momentum_decay', which is no setting of it"),
+        (lambda: saved_by(torch.optim.RMSprop), "a group has 'momentum', which is no setting of it"),
+    ],
+)
+def test_another_optimizers_state_is_refused(state: Callable, message: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = gpt2c.AdamW([p])
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="AdamW: " + message):
+        optimizer.load_state_dict(state())
+    assert optimizer.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["param_groups"][0].update(capturable=True), "capturable is True, which is not supported"),
+        (lambda s: s["param_groups"][0].update(differentiable=True), "differentiable is True, which is not supported"),
+        (lambda s: s["param_groups"][0].update(decoupled_weight_decay=False), "decoupled_weight_decay is False, as of"),
+        (lambda s: s["param_groups"][0].pop("betas"), "a saved group lacks betas, expected the state of an AdamW"),
+        (lambda s: s["state"][0].update(max_exp_avg_sq=torch.ones(3)), "of parameter 0 has max_exp_avg_sq, expected"),
+        (lambda s: s["state"][0].pop("exp_avg"), "of parameter 0 lacks exp_avg"),
+        (lambda s: s["state"][0].update(exp_avg=torch.ones(4)), r"exp_avg of parameter 0 has shape \(4,\), expected"),
+        (lambda s: s["state"][0].update(step=torch.tensor(-1.0)), "step of parameter 0 is -1.0, expected a whole"),
+        (lambda s: s["state"][0].update(step=torch.tensor(torch.nan)), "step of parameter 0 is nan, expected a whole"),
+    ],
+)
+def test_a_state_that_is_not_ours_is_refused(change: Callable, message: str) -> None:
+    saved = saved_by(torch.optim.AdamW)
+    change(saved)
+    with pytest.raises(ValueError, match="AdamW: .*" + message):
+        gpt2c.AdamW([torch.nn.Parameter(torch.ones(3))]).load_state_dict(saved)
+
+
+def test_options_that_change_nothing_are_taken() -> None:
+    ours, theirs = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    for options in ({}, {"foreach": True}, {"fused": True}):
+        made = torch.optim.AdamW([theirs], **options)
+        train(made, [theirs], 2)
+        optimizer = gpt2c.AdamW([ours], lr=1.0)
+        optimizer.load_state_dict(made.state_dict())
+        with torch.no_grad():
+            ours.copy_(theirs)
+        train(optimizer, [ours], 2, start=2)
+        train(made, [theirs], 2, start=2)
+        assert torch.allclose(ours, theirs, rtol=1e-6)
+    saved = saved_by(torch.optim.Adam)  # without decay, Adam is AdamW
+    saved["param_groups"][0].update(decoupled_weight_decay=False, name="all", initial_lr=0.1)
+    gpt2c.AdamW([ours]).load_state_dict(saved)
+
+
+def test_unknown_settings_of_a_group_are_refused() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    for option, message in (({"weigth_decay": 0.0}, "a group has 'weigth_decay'"), ({"maximize": True}, "maximize is")):
+        with pytest.raises(ValueError, match=f"AdamW: {message}"):
+            gpt2c.AdamW([{"params": [p], **option}])
+        optimizer = gpt2c.AdamW([torch.ones(2)])
+        with pytest.raises(ValueError, match=f"AdamW: {message}"):
+            optimizer.add_param_group({"params": [p], **option})
+        optimizer.param_groups[0].update(option)
+        with pytest.raises(ValueError, match=f"AdamW: {message}"):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_compiled_code_breaks_at_most_once_for_a_step(count: int) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    params = [torch.nn.Parameter(torch.full((4,), float(i))) for i in range(count)]
+    same = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    optimizer, plain = gpt2c.AdamW(params), gpt2c.AdamW(same)
+    for p, q in zip(params, same, strict=True):
+        p.grad, q.grad = torch.ones(4), torch.ones(4)
+
+    def update(x: Tensor) -> Tensor:
+        y = x * 2
+        optimizer.step()
+        return y + 1
+
+    compiled = torch.compile(update, backend=backend)
+    for _ in range(3):
+        assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 3.0))
+        plain.step()
+    assert len(graphs) <= 2  # before and after it
+    assert all(torch.equal(p, q) for p, q in zip(params, same, strict=True))
