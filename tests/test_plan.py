@@ -201,6 +201,8 @@ def test_a_batch_without_a_cap() -> None:
     memory = plan_memory(config, sizes, place)
     words = [summary.memory_table(config, memory, memory, 4e9, n).splitlines()[-1] for n in (most, MOST)]
     assert words[0].endswith(f"fits; at most {most:,} windows would") and words[1].endswith("fits; so would 1,048,576")
+    unknown = summary.memory_table(config, memory, memory, float("inf"), MOST)
+    assert "of unknown" in unknown and unknown.endswith("the system does not tell how much memory it has")
 
 
 def test_every_setting_is_a_flag(tmp_path: Path) -> None:

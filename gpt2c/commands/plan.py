@@ -83,7 +83,8 @@ class Plan:
 
         per_token = flops_per_token(sizes, config.context)
         print(f"\n{summary.work_lines(config, per_token, dataset and dataset.sizes[0])}", flush=True)
-        found: dict[str, Any] = {"memory": memory.rows() | {"peak": memory.total}, "largest_batch": most, "room": room}
+        found: dict[str, Any] = {"memory": memory.rows() | {"peak": memory.total}}
+        found |= {"largest_batch": most, "room": room} if math.isfinite(room) else {}
         found |= {"flops_per_token": per_token, "tokens": tokens_per_step(config) * config.steps}
         if speed := self._speed(config, sizes, place, most):
             found["tokens_per_second"] = speed.rate

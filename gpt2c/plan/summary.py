@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gpt2c.plan.memory import MOST, SHARE, Memory
 from gpt2c.plan.speed import Speed
 from gpt2c.settings import TrainConfig
@@ -9,17 +11,20 @@ from gpt2c.step import tokens_per_step
 
 
 def memory_table(config: TrainConfig, as_is: Memory, other: Memory, room: float, most: int) -> str:
-    """Memory by part, beside that of the other choice of --recompute, and whether it fits into `room` bytes."""
+    """Memory by part, beside that of the other choice of --recompute, and whether it fits into `room` bytes, which are
+    infinite where the system does not tell."""
     names = ("with recompute", "without") if config.recompute else ("as it is", "with recompute")
     lines = [f"memory         {names[0]:>14}  {names[1]:>14}"]
     for name, size in as_is.rows().items():
         lines.append(f"  {name:12} {gb(size):>14}  {gb(other.rows()[name]):>14}")
-    lines.append(f"  {'peak':12} {gb(as_is.total):>14}  {gb(other.total):>14}   of {gb(room)}")
+    held = gb(room) if math.isfinite(room) else "unknown"
+    lines.append(f"  {'peak':12} {gb(as_is.total):>14}  {gb(other.total):>14}   of {held}")
     state = "fits" if as_is.total <= SHARE * room else "does not fit"
     at_most = f"at most {most:,} windows would" if most else "not one window would"
     if most == MOST:
         at_most = f"so would {most:,}"
-    lines.append(f"  {config.batch_size} windows of {config.context} tokens in a micro-step: {state}; {at_most}")
+    fits = f"{state}; {at_most}" if math.isfinite(room) else "the system does not tell how much memory it has"
+    lines.append(f"  {config.batch_size} windows of {config.context} tokens in a micro-step: {fits}")
     return "\n".join(lines)
 
 
