@@ -16,7 +16,7 @@ CUDA := $(if $(shell nvidia-smi --list-gpus 2> /dev/null),,--config-settings cma
 DOCS := latex2mathml mkdocs mkdocs-material
 
 # What the tests read our files with, and the packages of the extras.
-PEERS := datasets fastapi gguf jinja2 $(DOCS) lm_eval onnx onnxruntime openai peft plotly pyarrow tensorboard
+PEERS := datasets fastapi gguf hypothesis jinja2 $(DOCS) lm_eval onnx onnxruntime openai peft plotly pyarrow tensorboard
 PEERS += tenacity tokenizers transformers uvicorn wandb zstandard
 
 # Two processes, each of which takes whole files: what a file's tests share is made once.

@@ -64,7 +64,7 @@ def define(
     op = getattr(torch.ops.gpt2c, name).default
 
     def differentiable(*args: object) -> object:
-        if not (torch.is_grad_enabled() and any(map(_needs_grad, args))):
+        if not (torch.is_grad_enabled() and any(map(needs_grad, args))):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
         if autograd is None:
@@ -82,9 +82,9 @@ def define(
     return call
 
 
-def _needs_grad(arg: object) -> bool:
+def needs_grad(arg: object) -> bool:
     if isinstance(arg, (list, tuple)):
-        return any(map(_needs_grad, arg))
+        return any(map(needs_grad, arg))
     return isinstance(arg, Tensor) and arg.requires_grad
 
 
@@ -129,13 +129,13 @@ def _as_text(op: str, name: str, value: object) -> str:
     return value
 
 
-def _as_tensor(op: str, name: str, value: object) -> Tensor:
+def as_tensor(op: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is of type {type(value).__name__}, expected a tensor")
     return value
 
 
-def _as_tensors(op: str, name: str, values: object) -> list[Tensor]:
+def as_tensors(op: str, name: str, values: object) -> list[Tensor]:
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"{op}: {name} is of type {type(values).__name__}, expected a list of tensors")
     for i, value in enumerate(values):
@@ -144,7 +144,7 @@ def _as_tensors(op: str, name: str, values: object) -> list[Tensor]:
     return list(values)
 
 
-_KINDS = {"Tensor": _as_tensor, "Tensor[]": _as_tensors, "SymInt": as_integer, "float": as_number, "bool": as_flag}
+_KINDS = {"Tensor": as_tensor, "Tensor[]": as_tensors, "SymInt": as_integer, "float": as_number, "bool": as_flag}
 _KINDS["str"] = _as_text
 
 

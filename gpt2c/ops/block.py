@@ -20,7 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2c.ops._library import as_flag, as_integer, as_number, check_dims, check_shape, check_tensors, define
+from gpt2c.ops._library import (
+    as_flag,
+    as_integer,
+    as_number,
+    check_dims,
+    check_shape,
+    check_tensors,
+    define,
+    needs_grad,
+)
 from gpt2c.ops.attention import MAX_HEAD_DIM, attention_reference, backward_into, check_dropout, empty_heads
 from gpt2c.ops.attention import run_forward as attention_forward
 from gpt2c.ops.documents import check_starts, checked_starts
@@ -109,8 +118,10 @@ def block(
     """
     n_head, eps = as_integer("block", "n_head", n_head), as_number("block", "eps", eps)
     dropout_p, recompute = as_number("block", "dropout_p", dropout_p), as_flag("block", "recompute", recompute)
+    if not isinstance(weights, (list, tuple)) or len(weights) != len(Weights._fields):
+        raise TypeError(f"block: weights are no list of {len(Weights._fields)} tensors, expected a BlockWeights")
     settings = (n_head, eps, dropout_p, seed if dropout_p != 0 else None, starts)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, *weights)):
+    if torch.is_grad_enabled() and needs_grad((x, h, *weights)):
         return _Block.apply(x, h, *settings, recompute, *weights)[:2]
     out, h2 = _forward(x, h, weights, *settings, 0)[:2]
     return out, h2
@@ -211,7 +222,7 @@ def _dropped(dx: Tensor, mask: Tensor, p: float) -> Tensor:
 
 def _heads(qkv: Tensor, B: int, T: int, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v (B, H, T, D) as views of (B T, 3C)."""
-    parts = qkv.view(B, T, 3, n_head, -1).permute(2, 0, 3, 1, 4)
+    parts = qkv.view(B, T, 3, n_head, qkv.shape[1] // (3 * n_head)).permute(2, 0, 3, 1, 4)
     return parts[0], parts[1], parts[2]
 
 
@@ -304,7 +315,8 @@ def _run_attention_backward(
     da = _dropped(dh2, kept.mask1, dropout_p)
     do_weight = multiply(_rows(kept.o).t(), da, torch.empty_like(w.o_weight))
     do_bias = da.sum(0)
-    do = multiply(da, w.o_weight.t(), torch.empty_like(da)).view(*batch, n_head, -1).transpose(1, 2)
+    do = multiply(da, w.o_weight.t(), torch.empty_like(da)).view(*batch, n_head, da.shape[1] // n_head)
+    do = do.transpose(1, 2)
     dqkv = torch.empty_like(kept.qkv)
     heads = _heads(kept.qkv, *batch, n_head)
     backward_into(

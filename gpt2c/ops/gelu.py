@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_shape, check_tensors, define
+from gpt2c.ops._library import as_tensor, check_shape, check_tensors, define
 
 
 def gelu_reference(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -41,7 +41,7 @@ def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
 
     Raises ValueError or TypeError where shapes, dtypes or devices differ from that.
     """
-    return _forward(x, bias, approximate)
+    return _forward(x, as_tensor("bias_gelu", "bias", bias), approximate)
 
 
 def _check_forward(x: Tensor, bias: Tensor | None, approximate: str, op: str = "gelu") -> None:

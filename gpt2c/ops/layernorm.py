@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_shape, check_tensors, define
+from gpt2c.ops._library import as_tensor, check_shape, check_tensors, define
 
 
 def layernorm_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -45,6 +45,7 @@ def residual_layernorm(
     x, residual (..., C) fp32, bf16 or, on CUDA, fp16; weight, bias (C) of the same dtype. Returns (h, y), both (...,
     C). Raises ValueError or TypeError where shapes, dtypes or devices differ from that.
     """
+    residual = as_tensor("residual_layernorm", "residual", residual)
     h, y, _, _ = _forward(x, residual, weight, bias, eps)
     return h, y
 

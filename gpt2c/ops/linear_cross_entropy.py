@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops._library import check_dims, check_shape, check_tensors, define, needs_grad
 from gpt2c.ops.cross_entropy import check_targets, count_targets, cross_entropy_reference
 from gpt2c.ops.matmul import multiply
 
@@ -43,8 +43,8 @@ def linear_cross_entropy(
     Returns the loss, 0-dim fp32; nan if every row is ignored, as in torch. Raises IndexError for a target out of range,
     ValueError or TypeError for a wrong shape, dtype or device.
     """
-    need_dweight = torch.is_grad_enabled() and weight.requires_grad
-    need_dx = need_dweight or (torch.is_grad_enabled() and x.requires_grad)
+    need_dweight = torch.is_grad_enabled() and needs_grad(weight)
+    need_dx = need_dweight or (torch.is_grad_enabled() and needs_grad(x))
     return _forward(x, weight, targets, ignore_index, vocab_size, need_dx, need_dweight)[0]
 
 

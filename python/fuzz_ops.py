@@ -1,0 +1,233 @@
+"""Calls every public op with arguments of all kinds, in a child process: python python/fuzz_ops.py [calls] [seed].
+
+Each call must agree with the float64 reference within tests/tolerances.py or raise TypeError, ValueError, IndexError or
+NotImplementedError with a sentence that names the op. A crash of the child is a finding, too: it writes down what it is
+about to call. Prints the number of calls and what was found; exit code 1 if something was.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import torch
+from checks import as_tuple, assert_close, shifted, strided
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gpt2c import ops
+
+REFUSALS = (TypeError, ValueError, IndexError, NotImplementedError)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "strided": strided,
+    "shifted": shifted,
+    "negated": lambda x: torch._neg_view(-x) if x.is_floating_point() else x,
+    "turned": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1) if x.dim() > 1 else x,
+}
+ODD = (
+    None, True, "text", 1.5, -1, 0, 2**40, float("nan"), float("inf"), [1], torch.tensor(1.0), torch.tensor(3),
+    torch.zeros(0), torch.ones(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.int64),
+    torch.ones(2, 2).to_sparse(), torch.empty(2, 2, device="meta"), torch.ones(2, 2, dtype=torch.complex64),
+)  # fmt: skip
+
+
+class Arguments:
+    """Draws the arguments of one call; `odd`, one of them at most is replaced by something else."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.data, self.log = data, []
+        self.dtype = self.draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16]))
+        self.odd_at = self.draw(st.integers(-12, 9))  # which argument, mostly none
+        torch.manual_seed(self.draw(st.integers(0, 99)))
+
+    def draw(self, strategy: st.SearchStrategy) -> object:
+        value = self.data.draw(strategy)
+        self.log.append(value)
+        return value
+
+    def size(self, least: int = 0, most: int = 9) -> int:
+        return self.draw(st.integers(least, most))
+
+    def floats(self, *shape: int) -> Tensor:
+        return LAYOUTS[self.draw(st.sampled_from(sorted(LAYOUTS)))](torch.randn(shape).to(self.dtype))
+
+    def ids(self, V: int, *shape: int) -> Tensor:
+        high = V + (self.draw(st.integers(0, 9)) == 0)
+        return LAYOUTS[self.draw(st.sampled_from(["contiguous", "strided"]))](torch.randint(0, max(high, 1), shape))
+
+    def finish(self, *values: object) -> list[object]:
+        values = list(values)
+        if 0 <= self.odd_at < len(values):
+            values[self.odd_at] = ODD[self.draw(st.integers(0, len(ODD) - 1))]
+        return values
+
+
+def draw_layernorm(a: Arguments) -> tuple:
+    C = a.size()
+    eps = a.draw(st.sampled_from([1e-5, 1e-3]))
+    return ops.layernorm, ops.layernorm_reference, a.finish(a.floats(a.size(), C), a.floats(C), a.floats(C), eps)
+
+
+def draw_residual_layernorm(a: Arguments) -> tuple:
+    N, C = a.size(), a.size()
+    values = a.finish(a.floats(N, C), a.floats(N, C), a.floats(C), a.floats(C), 1e-5)
+    return ops.residual_layernorm, ops.residual_layernorm_reference, values
+
+
+def draw_gelu(a: Arguments) -> tuple:
+    form = a.draw(st.sampled_from(["tanh", "none"]))
+    return ops.gelu, ops.gelu_reference, a.finish(a.floats(a.size(), a.size()), form)
+
+
+def draw_bias_gelu(a: Arguments) -> tuple:
+    C = a.size()
+    return ops.bias_gelu, ops.bias_gelu_reference, a.finish(a.floats(a.size(), C), a.floats(C), "tanh")
+
+
+def draw_matmul(a: Arguments) -> tuple:
+    M, K, N = a.size(), a.size(), a.size()
+    bias = a.floats(N) if a.draw(st.booleans()) else None
+    return ops.matmul, ops.matmul_reference, a.finish(a.floats(M, K), a.floats(K, N), bias)
+
+
+def draw_attention(a: Arguments) -> tuple:
+    B, H, Tq, Tk, D = a.size(0, 3), a.size(0, 3), a.size(), a.size(), a.size(0, 9)
+    dropout = a.draw(st.sampled_from([0.0, 0.0, 0.3, 1.0, -0.5]))
+    values = a.finish(
+        a.floats(B, H, Tq, D), a.floats(B, H, Tk, D), a.floats(B, H, Tk, D), a.draw(st.booleans()),
+        a.draw(st.sampled_from([None, 0.5])), dropout, torch.tensor([7]),
+    )  # fmt: skip
+    return ops.attention, ops.attention_reference, values
+
+
+def draw_cross_entropy(a: Arguments) -> tuple:
+    N, V = a.size(), a.size()
+    return ops.cross_entropy, ops.cross_entropy_reference, a.finish(a.floats(N, V), a.ids(V, N), -100)
+
+
+def draw_linear_cross_entropy(a: Arguments) -> tuple:
+    N, C, V = a.size(), a.size(), a.size()
+    values = a.finish(a.floats(N, C), a.floats(V, C), a.ids(V, N), -100, a.draw(st.sampled_from([None, 1, 3, 20])))
+    return ops.linear_cross_entropy, ops.linear_cross_entropy_reference, values
+
+
+def draw_embedding(a: Arguments) -> tuple:
+    B, T, V, P, C = a.size(0, 3), a.size(), a.size(), a.size(), a.size()
+    values = a.finish(a.ids(V, B, T), a.floats(V, C), a.floats(P, C), a.draw(st.integers(-1, 3)))
+    return ops.embedding, ops.embedding_reference, values
+
+
+def draw_grad_norm(a: Arguments) -> tuple:
+    grads = [a.floats(a.size(), a.size()) for _ in range(a.size(0, 3))]
+    return ops.grad_norm, ops.grad_norm_reference, [a.finish(*grads)]
+
+
+def draw_block(a: Arguments) -> tuple:
+    B, T, H, D = a.size(0, 2), a.size(), a.size(0, 3), a.size(0, 4)
+    C = H * D
+    shapes = [(C,), (C,), (C, 3 * C), (3 * C,), (C, C), (C,), (C,), (C,), (C, 4 * C), (4 * C,), (4 * C, C), (C,)]
+    weights = [a.floats(*shape) * 0.3 for shape in shapes]
+    h = a.floats(B, T, C) if a.draw(st.booleans()) else None
+    values = a.finish(a.floats(B, T, C), h, weights, H, 1e-5)
+    return ops.block, ops.block_reference, values
+
+
+CASES = [value for name, value in sorted(globals().items()) if name.startswith("draw_")]
+
+
+def exact(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [exact(item) for item in value]
+    return value.detach().resolve_neg().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def check(a: Arguments, case: Callable, note: Callable[[str], object]) -> str:
+    """Runs one call; returns `refused` or `right`, or raises AssertionError with what is wrong."""
+    run, reference, values = case(a)
+    op = run.__name__
+    note(f"{op} {describe(values)}")
+    try:
+        found = run(*values)
+    except REFUSALS as error:
+        text = str(error)
+        assert text.split(":")[0].split(" ")[0] in (op, "layernorm", "gelu"), f"{op} says: {text}"
+        assert "\n" not in text, f"{op} says: {text}"
+        return "refused"
+    expected = reference(*exact(values))
+    name = {"residual_layernorm": "layernorm", "bias_gelu": "gelu"}.get(op, op)
+    for got, want in zip(as_tuple(found), as_tuple(expected), strict=True):
+        if want.isfinite().all() or not got.isnan().all():
+            assert_close(name, "output", got, want, values_dtype(values), floor=1.0)
+    return "right"
+
+
+def values_dtype(values: list) -> torch.dtype:
+    for value in values:
+        if isinstance(value, list):
+            return values_dtype(value)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.dtype
+    return torch.float32
+
+
+def describe(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(describe, value)) + "]"
+    if not isinstance(value, Tensor):
+        return repr(value)
+    strides = value.stride() if value.layout is torch.strided else value.layout
+    return f"<{tuple(value.shape)} {value.dtype} {strides} {value.device}{' negated' if value.is_neg() else ''}>"
+
+
+def child(calls: int, number: int, path: Path) -> None:
+    counts = {"right": 0, "refused": 0}
+    findings: dict[str, str] = {}
+    last = ""
+
+    def note(text: str) -> None:
+        nonlocal last
+        last = text
+        path.write_text(text)
+
+    @seed(number)
+    @settings(
+        max_examples=calls, deadline=None, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.data())
+    def run(data: st.DataObject) -> None:
+        case = data.draw(st.sampled_from(CASES))
+        try:
+            counts[check(Arguments(data), case, note)] += 1
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            findings.setdefault(f"{last.split(' ')[0]} {text[:60]}", f"{last}\n  {text[:300]}")
+
+    run()
+    print(
+        f"{sum(counts.values())} calls: {counts['right']} right, {counts['refused']} refused; {len(findings)} findings"
+    )
+    print("\n".join(findings.values()))
+    sys.exit(bool(findings))
+
+
+def main(calls: int = 100_000, number: int = 0) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "call"
+        code = subprocess.call([sys.executable, __file__, "--child", str(calls), str(number), str(path)])
+        if code not in (0, 1):
+            print(f"the process ended with {code} in: {path.read_text()}")
+    return code
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    sys.exit(main(*map(int, sys.argv[1:])))
