@@ -218,7 +218,7 @@ def sample(
 
 def check_finite(logits: Tensor) -> None:
     """Raises ValueError for logits that only damaged weights give."""
-    if not all(math.isfinite(end) for end in logits.aminmax()):  # nan passes through both
+    if logits.numel() and not all(math.isfinite(end) for end in logits.aminmax()):  # nan passes through both
         raise ValueError("generate: the model's logits are not all finite, so its weights must be damaged")
 
 

@@ -100,6 +100,11 @@ def test_stream_yields_what_generate_returns(model, options):
     assert torch.equal(torch.stack(steps, dim=1), model.generate(idx, 20, **options)[:, 5:])
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 3, "top_p": 0.9, "seed": 1}, {"weights": "int8"}])
+def test_no_rows_give_no_rows(model, options):
+    assert model.generate(make_prompt()[:0], 4, **options).shape == (0, 9)
+
+
 def test_stream_leaves_the_model_and_autograd_alone(model):
     model.train()
     for _ in model.stream(make_prompt(), 3, temperature=0):
