@@ -27,6 +27,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed after step 8, whose latest checkpoint is that of step 6."""
+    torch.set_num_threads(1)
     whole = train(tiny.config(tmp_path_factory.mktemp("killed"))).run.folder
     return tiny.stopped_after(whole, 6, whole.with_name("copy"))
 
