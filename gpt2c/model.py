@@ -178,8 +178,8 @@ class GPT2(nn.Module):
         return torch.get_autocast_dtype(device)
 
     def _cast(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The parameters in the activations' dtype. The ops know no autocast: as operators of their own they would
-        cast each time that they are called, the tied embedding's 154 MB twice."""
+        """The parameters in the activations' dtype. By themselves the ops would cast each time that they are called,
+        the tied embedding's 154 MB twice."""
         dtype = self.activation_dtype()
         return parameters if dtype == parameters[0].dtype else [p.to(dtype) for p in parameters]
 

@@ -144,13 +144,57 @@ def test_tied(backend: str, starts: Tensor | None, dtype: torch.dtype) -> None:
     )  # head has no gradient
 
 
+class _Loss(torch.autograd.Function):
+    """A head's loss that hands on a gradient of its own, as linear_cross_entropy does; `made` gets its address."""
+
+    @staticmethod
+    def forward(ctx, head, made):
+        ctx.made = made
+        return head.sum()
+
+    @staticmethod
+    def backward(ctx, dloss):
+        dhead = dloss.expand(9, 4).contiguous()
+        ctx.made.append(dhead.data_ptr())
+        return dhead, None
+
+
 def test_tied_needs_no_second_matrix(backend: str) -> None:
-    wte, dhead = randn(9, 4).requires_grad_(), randn(9, 4)
-    expected = dhead.clone()
-    expected[2] += 1
+    wte, made = randn(9, 4).requires_grad_(), []
     x, head = ops.tied_embedding(torch.tensor([[2]]), wte, randn(1, 4))
-    (dwte,) = torch.autograd.grad((x, head), wte, (torch.ones_like(x), dhead))
-    assert torch.equal(dwte, expected) and dwte.data_ptr() == dhead.data_ptr()
+    (dwte,) = torch.autograd.grad(x.sum() + _Loss.apply(head, made), wte)
+    assert torch.equal(dwte, TIED) and dwte.data_ptr() == made[0]
+
+
+TIED = torch.ones(9, 4).index_fill(0, torch.tensor([2]), 2.0)  # 1 from the head everywhere, 1 more of the token
+
+
+@pytest.mark.parametrize("how", ("given", "view", "hook", "detached in a hook", "asked for", "retained", "both"))
+def test_tied_writes_into_nothing_that_is_not_its_own(how: str) -> None:
+    wte = randn(9, 4).requires_grad_()
+    x, head = ops.tied_embedding(torch.tensor([[2]]), wte, randn(1, 4))
+    held, loss = [], x.sum() + _Loss.apply(head, [])
+    if how in ("given", "view"):
+        dhead = torch.ones(9, 4) if how == "given" else torch.ones(36)
+        held = [dhead]
+        (dwte,) = torch.autograd.grad((x, head), wte, (torch.ones_like(x), dhead.view(9, 4)))
+    elif how == "asked for":
+        dwte, *held = torch.autograd.grad(loss, (wte, head))
+    else:
+        if "hook" in how:
+            head.register_hook(lambda dhead: held.append(dhead if how == "hook" else dhead.detach()[:]))
+        elif how == "retained":
+            head.retain_grad()
+        else:
+            other = torch.zeros(9, 4, requires_grad=True) * 1
+            x, head = ops.tied_embedding(torch.tensor([[2]]), wte, randn(1, 4))
+            other.register_hook(held.append)
+            loss = x.sum() + _Loss.apply(head + other, [])
+        loss.backward()
+        dwte = wte.grad
+        held = [head.grad] if how == "retained" else held
+    assert torch.equal(dwte, TIED)
+    assert len(held) == 1 and bool((held[0] == 1).all())
 
 
 def test_deterministic(backend: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import as_number, check_dims, check_integers, check_shape, check_tensors, define
+from gpt2c.ops._library import as_number, check_dims, check_integers, check_shape, check_tensors, define, lowered
 from gpt2c.ops.documents import check_starts, checked_starts
 from gpt2c.ops.philox import philox_reference
 
@@ -237,6 +237,7 @@ _forward = define(
     _check_and_run_forward,
     _fake_forward,
     _Attention,
+    lowered,
 )
 _backward = define(
     "attention_backward(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, float? scale,"

@@ -21,14 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2c.ops._library import (
-    as_flag,
-    as_integer,
     as_number,
     check_dims,
     check_shape,
     check_tensors,
     define,
-    needs_grad,
+    lowered,
 )
 from gpt2c.ops.attention import MAX_HEAD_DIM, attention_reference, backward_into, check_dropout, empty_heads
 from gpt2c.ops.attention import run_forward as attention_forward
@@ -116,15 +114,11 @@ def block(
     int64: attention from starts[b, t] on, see ops.attention. Raises ValueError or TypeError where shapes, dtypes,
     devices or values differ from that.
     """
-    n_head, eps = as_integer("block", "n_head", n_head), as_number("block", "eps", eps)
-    dropout_p, recompute = as_number("block", "dropout_p", dropout_p), as_flag("block", "recompute", recompute)
+    dropout_p = as_number("block", "dropout_p", dropout_p)
     if not isinstance(weights, (list, tuple)) or len(weights) != len(Weights._fields):
         raise TypeError(f"block: weights are no list of {len(Weights._fields)} tensors, expected a BlockWeights")
-    settings = (n_head, eps, dropout_p, seed if dropout_p != 0 else None, starts)
-    if torch.is_grad_enabled() and needs_grad((x, h, *weights)):
-        return _Block.apply(x, h, *settings, recompute, *weights)[:2]
-    out, h2 = _forward(x, h, weights, *settings, 0)[:2]
-    return out, h2
+    seed = seed if dropout_p != 0 else None
+    return _block(x, h, n_head, eps, dropout_p, seed, starts, recompute, *weights)
 
 
 def cached_block(
@@ -376,4 +370,23 @@ _backward = define(
     _check_backward,
     _run_backward,
     _fake_backward,
+)
+
+
+def _run_whole(
+    x: Tensor, h: Tensor | None, n_head: int, eps: float, dropout_p: float, seed: Tensor | None, starts: Tensor | None,
+    recompute: bool, *weights: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, h2 = _forward(x, h, list(weights), n_head, eps, dropout_p, seed, starts, 0)
+    return out, h2
+
+
+_block = define(
+    "block(Tensor x, Tensor? h, SymInt n_head, float eps, float dropout_p, Tensor? seed, Tensor? starts,"
+    f" bool recompute, {', '.join(f'Tensor {name}' for name in Weights._fields)}) -> (Tensor out, Tensor h2)",
+    lambda *args: None,  # the parts check theirs
+    _run_whole,
+    _run_whole,
+    _Block,
+    lowered,
 )

@@ -9,11 +9,26 @@ csrc/cuda/embedding.cu.
 
 from __future__ import annotations
 
+import functools
+import operator
+import sys
+
 import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import as_integer, check_dims, check_integers, check_shape, check_tensors, define
+from gpt2c.ops._library import (
+    as_integer,
+    autocasted,
+    check_dims,
+    check_integers,
+    check_shape,
+    check_tensors,
+    define,
+    in_transform,
+    promoted,
+    refuse_forward_mode,
+)
 from gpt2c.ops.documents import check_starts, checked_starts, positions_of
 
 
@@ -96,10 +111,16 @@ def tied_embedding(
 ) -> tuple[Tensor, Tensor]:
     """(embedding(idx, wte, wpe, start, vocab_size, starts), head), where head is wte, for the product with the head.
 
-    wte's two gradients then meet here: the embedding's rows are added in place to the gradient that arrives for head,
-    a tensor that must be the head's own. Autograd alone would make a second matrix of wte's size, zero it and add both.
+    wte's two gradients then meet here: the embedding's rows are added to the gradient that arrives for head, in place
+    where nobody else holds it. Autograd alone would make a second matrix of wte's size, zero it and add both.
     """
     start = as_integer("embedding", "start", start)
+    vocab_size = None if vocab_size is None else as_integer("embedding", "vocab_size", vocab_size)
+    if torch.is_autocast_enabled(idx.device.type):
+        wte, wpe = autocasted(promoted, torch.float32, (wte, wpe))
+    if in_transform():  # whose gradients are torch.func's to add up
+        return embedding(idx, wte, wpe, start, vocab_size, starts), wte
+    refuse_forward_mode("embedding", (wte, wpe))
     return _TiedEmbedding.apply(idx, wte, wpe, start, vocab_size, starts)
 
 
@@ -154,6 +175,44 @@ class _Embedding(torch.autograd.Function):
         return None, dwte.to(dx.dtype), dwpe, None, None, None
 
 
+class _Probe(torch.autograd.Function):
+    """Counts the holders of a gradient that only autograd holds."""
+
+    @staticmethod
+    def forward(ctx, counts, x):
+        ctx.counts = counts
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dx):
+        ctx.counts.append(_holders(dx))
+        return None, dx
+
+
+def _holders(x: Tensor) -> tuple[int, int, int] | None:
+    """How often x is held by torch and by Python, and its memory by tensors; None where that cannot be told: when
+    tracing, and in older versions of torch."""
+    if type(x) is not Tensor or not hasattr(x, "_use_count") or torch.compiler.is_compiling():
+        return None
+    return x._use_count(), sys.getrefcount(x), torch._C._storage_Use_Count(x.untyped_storage()._cdata)
+
+
+@functools.cache
+def _holders_if_alone() -> tuple[int, int, int]:
+    counts: list[tuple[int, int, int]] = []
+    with torch.enable_grad():
+        x = torch.ones(2, requires_grad=True, device="cpu")
+        torch.autograd.grad((_Probe.apply(counts, x) * 2).sum(), x)
+    return counts[0]
+
+
+def _is_alone(holders: tuple[int, int, int] | None) -> bool:
+    """Whether nobody but autograd holds a gradient: not the user who gave it, a hook, or torch.autograd.grad, which was
+    asked for it."""
+    return holders is not None and all(map(operator.le, holders, _holders_if_alone()))
+
+
 class _TiedEmbedding(_Embedding):
     @staticmethod
     def forward(ctx, idx, wte, wpe, start, vocab_size, starts):
@@ -164,7 +223,10 @@ class _TiedEmbedding(_Embedding):
     def backward(ctx, dx, dhead):
         idx, starts = ctx.saved_tensors
         _, P, start = ctx.settings
+        is_alone = _is_alone(_holders(dhead))  # before anything here holds it, too
         dwte = dhead.float().contiguous()  # dhead itself, if it is fp32
+        if dwte is dhead and not is_alone:
+            dwte = dhead.clone()
         dwpe = _backward_(dx, idx, dwte, P, start, starts)
         return None, dwte.to(dx.dtype), dwpe, None, None, None
 
@@ -175,6 +237,7 @@ _forward = define(
     _run_forward,
     _fake_forward,
     _Embedding,
+    promoted,
 )
 _backward_ = define(
     "embedding_backward_(Tensor dx, Tensor idx, Tensor(a!) dwte, SymInt P, SymInt start, Tensor? starts)"

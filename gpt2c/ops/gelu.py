@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import as_tensor, check_shape, check_tensors, define
+from gpt2c.ops._library import as_tensor, check_shape, check_tensors, define, promoted
 
 
 def gelu_reference(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -110,6 +110,7 @@ _forward = define(
     run_forward,
     _fake_forward,
     _Gelu,
+    promoted,
 )
 _backward = define(
     "gelu_backward(Tensor dy, Tensor x, Tensor? bias, str approximate) -> (Tensor dx, Tensor dbias)",

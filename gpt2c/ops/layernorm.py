@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import as_tensor, check_shape, check_tensors, define
+from gpt2c.ops._library import as_tensor, check_shape, check_tensors, define, promoted
 
 
 def layernorm_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -151,6 +151,7 @@ _forward = define(
     run_forward,
     _fake_forward,
     _Layernorm,
+    promoted,
 )
 _backward = define(
     "layernorm_backward(Tensor dy, Tensor? dh, Tensor h, Tensor weight, Tensor mean, Tensor rstd)"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define, needs_grad
+from gpt2c.ops._library import check_dims, check_shape, check_tensors, define, lowered, needs_grad
 from gpt2c.ops.cross_entropy import check_targets, count_targets, cross_entropy_reference
 from gpt2c.ops.matmul import multiply
 
@@ -148,4 +148,5 @@ _forward = define(
     _run_forward,
     _fake_forward,
     _LinearCrossEntropy,
+    lowered,
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define
+from gpt2c.ops._library import check_dims, check_shape, check_tensors, define, lowered
 
 
 def matmul_reference(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -97,5 +97,10 @@ class _Matmul(torch.autograd.Function):
 
 
 _forward = define(
-    "matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor", _check_forward, _run_forward, _fake_forward, _Matmul
+    "matmul(Tensor a, Tensor b, Tensor? bias) -> Tensor",
+    _check_forward,
+    _run_forward,
+    _fake_forward,
+    _Matmul,
+    lowered,
 )
