@@ -33,7 +33,7 @@ PLACEHOLDER = re.compile(r"\.\.\.|[\[{|]|(?:^|[ /.])[A-Z][A-Z_]*\b(?!=)")  # FIL
 SHORT = ["--steps", "2", "--warmup-steps", "0", "--eval-tokens", "256", "--sample-tokens", "4"]
 NETWORK = re.compile(r"^(?:openai-community/)?gpt2$|^hf:|^download$|^finetune-shakespeare$|^--tasks$")
 WAITS = ("bench", "serve")  # many minutes, or until it is stopped
-TALKS = 12  # conversations that are kept of each file of make_talks.py
+TALKS = 6  # conversations that are kept of each file of make_talks.py
 
 
 def commands(page: Path) -> Iterator[str]:
