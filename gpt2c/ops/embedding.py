@@ -116,7 +116,8 @@ def tied_embedding(
     """
     start = as_integer("embedding", "start", start)
     vocab_size = None if vocab_size is None else as_integer("embedding", "vocab_size", vocab_size)
-    if torch.is_autocast_enabled(idx.device.type):
+    device = idx.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         wte, wpe = autocasted(promoted, torch.float32, (wte, wpe))
     if in_transform():  # whose gradients are torch.func's to add up
         return embedding(idx, wte, wpe, start, vocab_size, starts), wte
@@ -202,7 +203,7 @@ def _holders(x: Tensor) -> tuple[int, int, int] | None:
 def _holders_if_alone() -> tuple[int, int, int]:
     counts: list[tuple[int, int, int]] = []
     with torch.enable_grad():
-        x = torch.ones(2, requires_grad=True, device="cpu")
+        x = torch.ones(2, requires_grad=True, dtype=torch.float32, device="cpu")
         torch.autograd.grad((_Probe.apply(counts, x) * 2).sum(), x)
     return counts[0]
 
