@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -13,7 +12,7 @@ from gpt2c.data import IGNORED, Batch
 from gpt2c.decode import Decoder, check_weights
 from gpt2c.generate import KVCache
 from gpt2c.model import GPT2
-from gpt2c.tokenizer import Tokenizer, decode, printable
+from gpt2c.tokenizer import Tokenizer, decode, printable, prompt_ids
 
 SAMPLE_PROMPT = "\n"
 SAMPLE_TEMPERATURE = 0.7
@@ -59,7 +58,7 @@ def decoding_loss(model: GPT2, batches: Iterable[Batch], weights: str = "fp32") 
 
 def sample_text(model: GPT2, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
     """`tokens` tokens of text after a line break, the same for the same weights and seed."""
-    prompt = torch.from_numpy(tokenizer.encode(SAMPLE_PROMPT).astype(np.int64))[None].to(model.wte.weight.device)
+    prompt = torch.from_numpy(prompt_ids(tokenizer, SAMPLE_PROMPT))[None].to(model.wte.weight.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the text is longer than the context is no news here
         ids = model.generate(prompt, tokens, temperature=SAMPLE_TEMPERATURE, seed=seed)

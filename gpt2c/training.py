@@ -30,7 +30,8 @@ from gpt2c.settings import TrainConfig
 from gpt2c.spikes import SpikeGuard
 from gpt2c.step import make_optimizer
 from gpt2c.tokenizer import Tokenizer, get_tokenizer, is_own, save_tokenizer
-from gpt2c.tokenizer.files import TOKENIZER
+from gpt2c.tokenizer.description import TOKENIZER
+from gpt2c.tokenizer.model_ids import write_model_ids
 from gpt2c.vocabulary import grow
 
 ADAPTER = "adapter"  # a checkpoint's folder for A and B
@@ -201,6 +202,8 @@ def write_model(t: Training, folder: Path) -> None:
     lora.merged(t.model).save_pretrained(folder)
     if is_own(t.tokenizer):
         save_tokenizer(t.tokenizer, folder, t.model.config.n_positions)
+    if is_own(t.tokenizer) or t.tokenizer.facts.ends:
+        write_model_ids(folder, t.tokenizer)
     if t.config.lora_rank:
         lora.save_adapter(t.model, folder / ADAPTER, t.config.init)
 

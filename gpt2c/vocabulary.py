@@ -1,4 +1,4 @@
-"""A model whose vocabulary grows by new tokens."""
+"""A model whose vocabulary grows by new tokens, or loses its padding."""
 
 from __future__ import annotations
 
@@ -27,4 +27,14 @@ def grow(model: GPT2, vocab_size: int, seed: int) -> None:
         wte = Embedding(config.padded_vocab_size, width, used=0).to(rows.dtype)
     wte.weight[:before] = rows
     wte.weight[before:vocab_size] = rows.mean(0) + NOISE * rows.std(0) * noise
+    model.wte, model.config = wte, config
+
+
+@torch.no_grad()
+def cut(model: GPT2, vocab_size: int) -> None:
+    """Leave the model the first `vocab_size` rows of its embedding, in place."""
+    config = dataclasses.replace(model.config, vocab_size=vocab_size)
+    old = model.wte.weight
+    wte = Embedding(config.padded_vocab_size, config.n_embd, used=0).to(old.dtype)
+    wte.weight[:vocab_size] = old[:vocab_size]
     model.wte, model.config = wte, config

@@ -13,6 +13,7 @@ import torch
 from gpt2c.chat.settings import SftConfig
 from gpt2c.config import GPT2Config
 from gpt2c.model import GPT2
+from gpt2c.tokenizer import get_tokenizer, save_tokenizer
 
 Messages = list[dict[str, str]]
 
@@ -43,6 +44,7 @@ def base(folder: Path, n_embd: int = 32, n_layer: int = 2, n_positions: int = 32
     """A model of bytes that has learned nothing."""
     torch.manual_seed(0)
     GPT2(GPT2Config(257, n_positions, n_embd, n_layer, 2)).save_pretrained(folder)
+    save_tokenizer(get_tokenizer("bytes"), folder)
     return folder
 
 

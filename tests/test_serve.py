@@ -28,6 +28,7 @@ from gpt2c.serve import pages  # noqa: E402
 from gpt2c.serve.app import listen  # noqa: E402
 from gpt2c.serve.errors import ApiError  # noqa: E402
 from gpt2c.serve.service import Order  # noqa: E402
+from gpt2c.tokenizer import get_tokenizer, save_tokenizer  # noqa: E402
 
 
 class TestLimits:
@@ -233,6 +234,7 @@ class TestCommand:
     def test_ctrl_c_ends_it(self, tmp_path: Path, capsys):
         """In the middle of a text, whose client is told; nothing else is printed."""
         make_model(257, context=30_000).save_pretrained(tmp_path / "run")
+        save_tokenizer(get_tokenizer("bytes"), tmp_path / "run")
         with listen(0) as free:
             port = free.getsockname()[1]
 

@@ -20,7 +20,7 @@ from gpt2c.formats import gguf, hf, llmc
 from gpt2c.load import load_model, tokenizer_of
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import AddedTokens, BytePairTokenizer, Tokenizer, get_tokenizer, is_own, save_tokenizer
-from gpt2c.tokenizer.files import CHAT_TEMPLATE as CHAT_TEMPLATE_FILE
+from gpt2c.tokenizer.description import CHAT_TEMPLATE as CHAT_TEMPLATE_FILE
 from gpt2c.tokenizer.learn import learn
 
 TEXTS = ["The sun was warm, and it's 2019.", "naïve café 日本語 😀\r\n\t x", "  two  spaces\n\n\nlines "]
@@ -167,7 +167,7 @@ def test_transformers_gives_the_same_ids_and_logits(tokenizer: AddedTokens, tmp_
     hf.export(model, tokenizer, tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert len(theirs) == tokenizer.vocab_size and theirs.convert_tokens_to_ids(list(TOKENS)) == [
-        tokenizer.id_of(name) for name in TOKENS
+        tokenizer.special[name] for name in TOKENS
     ]
     template = template_of(tokenizer)
     encoded = template.encode(TALK)

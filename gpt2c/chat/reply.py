@@ -38,14 +38,14 @@ class Reply:
             prompt, min(max_new_tokens, room), sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed,
             weights,
         )  # fmt: skip
-        self._tokenizer = template.tokenizer
+        self._tokenizer, self._ends = template.tokenizer, template.ends
         self.text = ""
         self.is_whole = False
 
     def __iter__(self) -> Iterator[str]:
         decoder = StreamDecoder(self._tokenizer)
         for token in map(int, self._tokens):
-            if token >= self._tokenizer.end_of_text:
+            if token in self._ends:
                 self.is_whole = True
                 break
             piece = decoder.feed(token)

@@ -9,6 +9,7 @@ assistant take turns. The model learns what the assistant says, and the <|end|> 
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy as np
 
 from gpt2c.errors import UserError
 from gpt2c.program import program
-from gpt2c.tokenizer import END_OF_TEXT, AddedTokens, Tokenizer, base_of, get_tokenizer
+from gpt2c.tokenizer import END_OF_TEXT, AddedTokens, LibraryTokenizer, Tokenizer, base_of, get_tokenizer
 from gpt2c.tokenizer.base import utf8
-from gpt2c.tokenizer.files import TOKENIZER
+from gpt2c.tokenizer.description import has_files
+from gpt2c.tokenizer.library import with_special
 
 ROLES = ("system", "user", "assistant")
 END = "<|end|>"
@@ -63,14 +65,15 @@ class Encoded(NamedTuple):
 class Template:
     """Conversations as ids of a tokenizer that has the four tokens.
 
-    end: the id that ends a reply. first: the lowest id of the four.
+    end: the id that ends a reply; ends: it, and others that no reply goes on after. first: the lowest id of the four.
     """
 
-    def __init__(self, tokenizer: AddedTokens) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.end = tokenizer.id_of(END)
-        self._opens = {role: tokenizer.id_of(f"<|{role}|>") for role in ROLES}
+        self.end = tokenizer.special[END]
+        self._opens = {role: tokenizer.special[f"<|{role}|>"] for role in ROLES}
         self.first = min(self.end, *self._opens.values())
+        self.ends = frozenset((*tokenizer.special.values(), *tokenizer.ends))
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
         """int64 ids up to and including the token that opens the assistant's reply.
@@ -98,13 +101,12 @@ class Template:
 
 def load_template(folder: Path) -> Template | None:
     """The template of the model in a folder; None if it has not learned to chat."""
-    return template_of(get_tokenizer(str(folder))) if (folder / TOKENIZER).exists() else None
+    return template_of(get_tokenizer(str(folder))) if has_files(folder) else None
 
 
 def template_of(tokenizer: Tokenizer) -> Template | None:
     """The template of a model's tokenizer; None if it has not learned to chat."""
-    knows = isinstance(tokenizer, AddedTokens) and set(TOKENS) <= set(tokenizer.added)
-    return Template(tokenizer) if knows else None
+    return Template(tokenizer) if set(TOKENS) <= tokenizer.special.keys() else None
 
 
 def require_template(tokenizer: Tokenizer, model: str) -> Template:
@@ -117,11 +119,16 @@ def require_template(tokenizer: Tokenizer, model: str) -> Template:
     return template
 
 
-def chat_tokenizer(tokenizer: Tokenizer) -> AddedTokens:
+def chat_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the four tokens, after any that it has been given before."""
+    new = [name for name in TOKENS if name not in tokenizer.special]
+    if isinstance(tokenizer, LibraryTokenizer):
+        return with_special(tokenizer, new, CHAT_TEMPLATE)
     before = tokenizer.added if isinstance(tokenizer, AddedTokens) else ()
-    added = (*before, *(name for name in TOKENS if name not in before))
-    return AddedTokens(base_of(tokenizer), added, CHAT_TEMPLATE)
+    grown = AddedTokens(base_of(tokenizer), (*before, *new))
+    grown.end_of_text = tokenizer.end_of_text
+    grown.facts = dataclasses.replace(tokenizer.facts, chat_template=CHAT_TEMPLATE)
+    return grown
 
 
 def check_conversation(messages: object) -> None:

@@ -11,7 +11,7 @@ import tyro
 
 from gpt2c.errors import UserError
 from gpt2c.formats.kinds import format_to_write
-from gpt2c.load import load_model
+from gpt2c.load import extend, load_model
 from gpt2c.model import GPT2
 from gpt2c.tokenizer import Tokenizer
 
@@ -46,6 +46,7 @@ class Export:
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another name, or remove it")
         model, tokenizer, folder = load_model(self.model)
+        extend(model, tokenizer)
         self._write(kind, model, tokenizer)
         files = [self.out] if self.out.is_file() else sorted(self.out.iterdir())
         size = sum(file.stat().st_size for file in files)

@@ -11,7 +11,7 @@ import tyro
 from gpt2c.errors import UserError
 from gpt2c.formats import hf, llmc
 from gpt2c.formats.kinds import describe, format_to_write, kind_of
-from gpt2c.load import tokenizer_of
+from gpt2c.load import extend, fit_tokenizer
 from gpt2c.program import program, quoted
 
 
@@ -36,9 +36,10 @@ class Import:
             raise UserError(f"{source} is {describe(source)}")
         if self.format == "llmc" or (self.format == "auto" and source.is_file()):
             model = llmc.load(source)
-            tokenizer = tokenizer_of(source.parent, model.config.vocab_size)
+            tokenizer = fit_tokenizer(model, source.parent)
         else:
             model, tokenizer = hf.load(self.source)
+        extend(model, tokenizer)
         hf.export(model, tokenizer, self.out)
         name = quoted(self.out)
         print(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from gpt2c.commands.flags import ModelName, SamplingFlags, Weights, sampling
 from gpt2c.errors import UserError
-from gpt2c.load import load_model
+from gpt2c.load import load_model, require_rows
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
 from gpt2c.show import show
-from gpt2c.tokenizer import StreamDecoder, Tokenizer
+from gpt2c.tokenizer import StreamDecoder, Tokenizer, prompt_ids, special_names
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class Sample:
 
     model: ModelName
     prompt: str = "\n"
-    """The text to continue; the default is a line break, and an empty one starts from the end-of-text token."""
+    """The text to continue; the default is a line break, and an empty one starts from the token that begins texts."""
+    special: bool = False
+    """Take the names of special tokens in the prompt, <|endoftext|> say, for these tokens; else they are text."""
     max_new_tokens: int = 300
-    """Length of each sample in tokens, at most: an end-of-text token ends it."""
+    """Length of each sample in tokens, at most: one of the tokens that end the model's texts ends it."""
     sampling: SamplingFlags = sampling()
     num_samples: int = 1
     """Number of samples, one after the other."""
@@ -35,6 +37,8 @@ class Sample:
         if self.num_samples < 1:
             raise UserError(f"--num-samples is {self.num_samples}, expected at least 1")
         model, tokenizer, _ = load_model(self.model)
+        if not self.special and (names := special_names(tokenizer, self.prompt)):
+            warnings.warn(f"{', '.join(names)} in the prompt is text; --special makes it the token", stacklevel=1)
         for i in range(self.num_samples):
             if self.num_samples > 1:
                 print(f"--- sample {i + 1} ---")
@@ -43,7 +47,8 @@ class Sample:
         return 0
 
     def _write(self, model: GPT2, tokenizer: Tokenizer, how: Sampling) -> None:
-        ids = tokenizer.encode(self.prompt).astype(np.int64) if self.prompt else np.array([tokenizer.end_of_text])
+        ids = prompt_ids(tokenizer, self.prompt, self.special)
+        require_rows(model, tokenizer, ids)
         decoder = StreamDecoder(tokenizer)
         try:
             tokens = model.stream(
@@ -52,7 +57,7 @@ class Sample:
             )  # fmt: skip
             show(self.prompt)
             for token in map(int, tokens):
-                if token == tokenizer.end_of_text:
+                if token in tokenizer.ends:
                     break
                 show(decoder.feed(token))
         except (TypeError, ValueError, IndexError) as error:  # a flag's value, or damaged weights, in one sentence

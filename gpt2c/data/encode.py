@@ -91,11 +91,11 @@ def batches(sources: Sequence[Source], rows: Rows, place: Place, begin: Callable
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:
-    """uint16 ids of the texts, the end-of-text id before each document."""
-    end = np.array([tokenizer.end_of_text], dtype=np.uint16)
+    """uint16 ids of the texts, the tokenizer's separator, its end-of-text id, before each document."""
+    separator = tokenizer.separator
     parts = [np.empty(0, dtype=np.uint16)]
     for text in texts:
-        parts += [end, tokenizer.encode(text.text)] if text.begins else [tokenizer.encode(text.text)]
+        parts += [separator, tokenizer.encode(text.text)] if text.begins else [tokenizer.encode(text.text)]
     return np.concatenate(parts)
 
 

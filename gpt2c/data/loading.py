@@ -99,15 +99,15 @@ def _read_shards(
 
 def _joined(parts: Iterable[tuple[np.ndarray, bool]], tokenizer: Tokenizer) -> list[np.ndarray]:
     """The ids of documents' parts, each with whether a document begins there, in few pieces, with an end-of-text id
-    between each two documents that are not empty."""
-    end = np.array([tokenizer.end_of_text], dtype=np.uint16)
+    between each two documents that are not empty; or what else the tokenizer separates texts by."""
+    begin, separator = np.array(tokenizer.begin, dtype=np.uint16), tokenizer.separator
     pieces: list[np.ndarray] = []
     waiting: list[np.ndarray] = []
     size = 0
     for ids, begins in parts:
         if not len(ids):
             continue
-        waiting += [end, ids] if begins and (pieces or waiting) else [ids]
+        waiting += [separator if pieces or waiting else begin, ids] if begins else [ids]
         size += len(ids)
         if size >= PIECE:
             pieces.append(np.concatenate(waiting))

@@ -12,7 +12,7 @@ from typing import Any
 from gpt2c.data.shards import HEADER_BYTES
 from gpt2c.errors import UserError
 from gpt2c.files import reading, write_atomically, writing
-from gpt2c.tokenizer import Tokenizer, base_of
+from gpt2c.tokenizer import Tokenizer
 
 NAME = "manifest.json"
 
@@ -53,10 +53,19 @@ def read(folder: Path) -> Manifest:
         raw = path.read_bytes()
     try:
         manifest = Manifest(**json.loads(raw))
-        manifest.tokenizer["sha256"], [(shard["file"], shard["tokens"], shard["sha256"]) for shard in manifest.shards]
+        _need(manifest)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a manifest that `gpt2c prepare` has written: {error}") from error
     return manifest
+
+
+def _need(manifest: Manifest) -> None:
+    """What is read of one is there. Raises KeyError or TypeError."""
+    if not isinstance(manifest.tokenizer["vocab_size"], int) or not isinstance(manifest.tokenizer["sha256"], str):
+        raise TypeError("its tokenizer has no vocab_size and sha256")
+    for shard in manifest.shards:
+        for name in ("file", "tokens", "sha256"):
+            shard[name]
 
 
 def is_one(path: Path) -> bool:
@@ -76,13 +85,14 @@ def require_complete(folder: Path) -> None:
         raise UserError(f"{folder} is not complete: `gpt2c prepare` was stopped, give the same command to go on")
 
 
-def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+def describe(tokenizer: Tokenizer, ids: int | None = None) -> dict[str, Any]:
     """What must be the same for the same ids to mean the same text: sha256 is that of each token's length, as 4 bytes,
-    and bytes, in the order of the ids."""
+    and bytes, in the order of the ids, and of the tokenizer's other rules. ids: those of them that count, the first."""
     digest = hashlib.sha256()
-    for i in range(tokenizer.vocab_size):
+    for i in range(tokenizer.vocab_size if ids is None else ids):
         token = tokenizer.decode_bytes([i])
         digest.update(len(token).to_bytes(4, "little") + token)
+    digest.update(tokenizer.rules.encode())
     return {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "sha256": digest.hexdigest()}
 
 
@@ -94,8 +104,8 @@ def check(folder: Path, files: Sequence[Path], tokenizer: Tokenizer) -> str:
     """
     require_complete(folder)
     manifest = read(folder)
-    ours = describe(base_of(tokenizer))  # no text has tokens that were added later
-    if manifest.tokenizer["sha256"] != ours["sha256"]:
+    ids = manifest.tokenizer["vocab_size"]  # of ours there may be more: special tokens, which no text has
+    if ids > tokenizer.vocab_size or manifest.tokenizer["sha256"] != describe(tokenizer, ids)["sha256"]:
         raise UserError(
             f"{folder} was prepared with the tokenizer {manifest.tokenizer.get('name')}, found --tokenizer "
             f"{tokenizer.name}, whose vocabulary is another: give the one that it was prepared with"

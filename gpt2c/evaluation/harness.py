@@ -20,8 +20,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2c.load import load_model
-from gpt2c.tokenizer import decode
+from gpt2c.load import load_model, require_rows
+from gpt2c.tokenizer import decode, prompt_ids
 
 MAX_GEN_TOKS = 256  # of a task that does not say
 PAIR = tuple[tuple[str, str], list[int], list[int]]
@@ -42,6 +42,10 @@ class Gpt2c(TemplateLM):
         return self.text.end_of_text
 
     @property
+    def prefix_token_id(self) -> int:
+        return self.text.start
+
+    @property
     def max_length(self) -> int:
         return self.model.config.n_positions
 
@@ -50,7 +54,9 @@ class Gpt2c(TemplateLM):
         return self.text.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        return self.text.encode(string).tolist()
+        ids = prompt_ids(self.text, string).tolist() if string else []
+        require_rows(self.model, self.text, ids)
+        return ids
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text, in windows of the context, the first after an end-of-text token."""
@@ -105,11 +111,11 @@ class Gpt2c(TemplateLM):
         return texts
 
     def _generate(self, prompt: str, until: Sequence[str], tokens: int, temperature: float) -> str:
-        ids = self.tok_encode(prompt)[-max(1, self.max_length - tokens) :] or [self.eot_token_id]
+        ids = self.tok_encode(prompt)[-max(1, self.max_length - tokens) :] or [self.prefix_token_id]
         idx, written = torch.tensor([ids], device=self.model.wte.weight.device), []
         text = ""
         for token in self.model.stream(idx, min(tokens, self.max_length), temperature):
-            if int(token) == self.eot_token_id:
+            if int(token) in self.text.ends:
                 break
             written.append(int(token))
             text = decode(self.text, written)

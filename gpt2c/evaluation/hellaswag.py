@@ -146,7 +146,8 @@ def encode(item: Item, tokenizer: Tokenizer, n_positions: int) -> Encoded:
     """The item's tokens, cut to fit: the last token of an ending is never an input."""
     endings = tuple(tokenizer.encode(" " + ending)[:n_positions] for ending in item.endings)
     room = n_positions + 1 - max(map(len, endings))
-    return Encoded(tokenizer.encode(item.context)[-room:], endings, item.label)
+    context = np.concatenate([np.array(tokenizer.begin, np.uint16), tokenizer.encode(item.context)])
+    return Encoded(context[-room:], endings, item.label)
 
 
 def groups(items: Sequence[Encoded]) -> Iterator[list[Encoded]]:

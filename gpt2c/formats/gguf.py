@@ -6,7 +6,7 @@ positions are fp32; matrices fp32, fp16, or q8_0: blocks of 32 numbers of 8 bits
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from gpt2c.errors import UserError
 from gpt2c.files import replacing, writing
 from gpt2c.finite import require_fit
 from gpt2c.model import GPT2
-from gpt2c.tokenizer import END_OF_TEXT, AddedTokens, Tokenizer, base_of, merges, spell
+from gpt2c.tokenizer import END_OF_TEXT, LibraryTokenizer, Tokenizer
+from gpt2c.tokenizer.saving import vocabulary
 
 ARCHITECTURE = "gpt2"
 DTYPES = ("fp32", "fp16", "q8_0")
@@ -74,23 +75,61 @@ def _add_settings(writer: Any, gguf: Any, model: GPT2, dtype: str) -> None:
 
 
 def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer) -> None:
-    base, template = base_of(tokenizer), template_of(tokenizer)
-    tokens = [base.decode_bytes([i]) for i in range(base.end_of_text)]
-    special = [END_OF_TEXT, *(tokenizer.added if isinstance(tokenizer, AddedTokens) else ())]
+    pieces = vocabulary(tokenizer)
+    _check(tokenizer, pieces)
+    kinds = gguf.TokenType
+    types = [kinds.NORMAL] * tokenizer.vocab_size
+    for token in pieces["added_tokens"]:
+        types[token["id"]] = kinds.CONTROL if token["special"] else kinds.USER_DEFINED
+    names = {id: name for name, id in pieces["model"]["vocab"].items()}
+    names |= {token["id"]: token["content"] for token in pieces["added_tokens"]}
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in pieces["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*map(spell, tokens), *special])
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL] * len(special))
-    pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokens)]
+    writer.add_token_list([names[id] for id in range(tokenizer.vocab_size)])
+    writer.add_token_types(types)
     # llama.cpp refuses a file without merges, as the byte tokenizer's would be. This one never happens: no text is cut
     # into its sides, which are longer than a byte.
     writer.add_token_merges(pairs or [f"{END_OF_TEXT} {END_OF_TEXT}"])
-    writer.add_bos_token_id(tokenizer.end_of_text)
-    writer.add_eos_token_id(tokenizer.end_of_text)
-    writer.add_add_bos_token(False)
-    if template is not None:
+    _add_special(writer, tokenizer)
+
+
+def _add_special(writer: Any, tokenizer: Tokenizer) -> None:
+    ends, roles = tokenizer.ends, tokenizer.facts.roles
+    writer.add_bos_token_id(tokenizer.start)
+    writer.add_eos_token_id(ends[0])
+    writer.add_add_bos_token(bool(tokenizer.begin))
+    if tokenizer.finish:
+        writer.add_add_eos_token(True)
+    for role, add in (("unk_token", writer.add_unk_token_id), ("pad_token", writer.add_pad_token_id)):
+        if roles.get(role) in tokenizer.special and roles[role] != END_OF_TEXT:
+            add(tokenizer.special[roles[role]])
+    if (template := template_of(tokenizer)) is not None:
         writer.add_eot_token_id(template.end)
         writer.add_chat_template(PLAIN_CHAT_TEMPLATE)
+    elif len(ends) > 1:
+        writer.add_eot_token_id(ends[1])
+
+
+def _check(tokenizer: Tokenizer, pieces: Mapping[str, Any]) -> None:
+    """Raises UserError for a tokenizer that llama.cpp would run otherwise than its files say."""
+    cut = pieces["pre_tokenizer"] or {}
+    as_gpt2 = cut.get("type") == "ByteLevel" and not cut.get("add_prefix_space") and cut.get("use_regex", True)
+    flagged = [
+        t["content"] for t in pieces["added_tokens"] if any(t.get(f) for f in ("lstrip", "rstrip", "single_word"))
+    ]
+    reasons = {
+        "another way to cut texts than GPT-2's": not as_gpt2,
+        "a normalizer": pieces["normalizer"],
+        "ignore_merges": isinstance(tokenizer, LibraryTokenizer) and pieces["model"].get("ignore_merges"),
+        "other tokens put before a text than the beginning's": tokenizer.begin not in ((), (tokenizer.start,)),
+        "other tokens put after a text than the end's": tokenizer.finish not in ((), tokenizer.ends[:1]),
+        f"a flag of the added token {flagged[:1]}": flagged,
+        "more than two ids that end a text": len(tokenizer.ends) > 2 and template_of(tokenizer) is None,
+    }
+    for what, is_there in reasons.items():
+        if is_there:
+            raise UserError(f"the tokenizer {tokenizer.name} has {what}, which GGUF cannot hold: export to hf")
 
 
 def _tensors(model: GPT2) -> Iterator[tuple[str, Tensor]]:

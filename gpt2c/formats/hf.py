@@ -1,21 +1,20 @@
 """A Hugging Face folder: AutoModelForCausalLM and AutoTokenizer load it, and generate what the model generates here.
 
 config.json, generation_config.json, model.safetensors      transformers' GPT2LMHeadModel
-tokenizer.json, tokenizer_config.json, vocab.json, ...       gpt2c/tokenizer/files.py
+tokenizer.json, tokenizer_config.json, vocab.json, ...       gpt2c/tokenizer/saving.py
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gpt2c.chat.template import template_of
-from gpt2c.files import making_folder, write_atomically, writing
+from gpt2c.files import making_folder, writing
 from gpt2c.finite import DTYPES, require_fit
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
-from gpt2c.pretrained import CONFIG
 from gpt2c.tokenizer import Tokenizer, save_tokenizer
+from gpt2c.tokenizer.model_ids import write_model_ids
 
 
 def export(model: GPT2, tokenizer: Tokenizer, folder: Path, dtype: str | None = None) -> None:
@@ -30,12 +29,8 @@ def export(model: GPT2, tokenizer: Tokenizer, folder: Path, dtype: str | None = 
     with writing(folder), making_folder(folder) as temporary:
         model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary, model.config.n_positions)
-        ends: dict[str, int | list[int]] = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
-        settings = json.loads((temporary / CONFIG).read_text(encoding="utf-8")) | ends
-        if (template := template_of(tokenizer)) is not None:
-            ends = ends | {"eos_token_id": [template.end, tokenizer.end_of_text]}
-        for name, contents in ((CONFIG, settings), ("generation_config.json", ends)):
-            write_atomically(temporary / name, (json.dumps(contents, indent=2) + "\n").encode())
+        template = template_of(tokenizer)
+        write_model_ids(temporary, tokenizer, (template.end,) if template else ())
 
 
 def load(name: str) -> tuple[GPT2, Tokenizer]:

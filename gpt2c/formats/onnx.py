@@ -3,7 +3,8 @@
     idx (batch, time) int64, time at most the context  ->  logits (batch, time, vocab) fp32
 
 The graph is built here, layer by layer, in operators of opset 17, with both axes free; weights are fp32 and lie in the
-file, which cannot be larger than 2 GB. Its metadata are context, vocab_size and end_of_text, decimal numbers.
+file, which cannot be larger than 2 GB. Its metadata are context, vocab_size and
+end_of_text, decimal numbers, of the last one or several with commas between.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _model(onnx: Any, model: GPT2, tokenizer: Tokenizer) -> Any:
     out = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", "time", c.vocab_size])
     body = helper.make_graph(graph.nodes, "gpt2", [idx], [out], graph.constants)
     proto = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="gpt2c")
-    facts = {"context": c.n_positions, "vocab_size": c.vocab_size, "end_of_text": tokenizer.end_of_text}
+    facts = {"context": c.n_positions, "vocab_size": c.vocab_size, "end_of_text": ",".join(map(str, tokenizer.ends))}
     helper.set_model_props(proto, {name: str(value) for name, value in facts.items()})
     onnx.checker.check_model(proto)
     return proto

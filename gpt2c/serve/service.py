@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from gpt2c.chat.session import RESERVED, first_that_fits
 from gpt2c.chat.template import Template
 from gpt2c.errors import UserError
+from gpt2c.load import require_rows
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
 from gpt2c.serve.engine import Engine, Full, Item, Job, Scored
@@ -17,7 +16,7 @@ from gpt2c.serve.errors import ApiError, short, too_many
 from gpt2c.serve.outbox import Outbox
 from gpt2c.serve.text import TextWriter
 from gpt2c.serve.tokens import Token, Wanted
-from gpt2c.tokenizer import Tokenizer
+from gpt2c.tokenizer import Tokenizer, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,16 @@ class Service:
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a text, or ids that are one; nothing is the end-of-text token. ApiError for what is no text."""
         if not isinstance(prompt, str):
-            last = self.tokenizer.vocab_size - 1
+            last = self.model.config.vocab_size - 1
             found = next((id for id in prompt if not 0 <= id <= last), None)
             if found is not None:
                 message = f"prompt holds the token {short(found)}, expected ids from 0 to {last}"
                 raise ApiError(400, message, param="prompt")
-            return list(prompt) or [self.tokenizer.end_of_text]
+            return list(prompt) or [self.tokenizer.start]
         try:
-            return self.tokenizer.encode(prompt).astype(np.int64).tolist() or [self.tokenizer.end_of_text]
+            ids = prompt_ids(self.tokenizer, prompt).tolist()
+            require_rows(self.model, self.tokenizer, ids)
+            return ids
         except UserError as error:
             raise ApiError(400, str(error), param="prompt") from error
 
@@ -108,7 +109,7 @@ class Service:
 
     def ended(self, ids: Sequence[int]) -> str | None:
         """Why nothing may be written after a text: it ends with an id that ends texts, or fills the context."""
-        if ids[-1] in self.chat_ends() | {self.tokenizer.end_of_text}:
+        if ids[-1] in self.chat_ends().union(self.tokenizer.ends):
             return "stop"
         return "length" if len(ids) == self.context else None
 
@@ -122,7 +123,7 @@ class Service:
             sampling = order.sampling
             if sampling.seed is not None:
                 sampling = replace(sampling, seed=sampling.seed + i)
-            ends = order.ends | {self.tokenizer.end_of_text}
+            ends = order.ends.union(self.tokenizer.ends)
             length = self._length(prompt, order)
             jobs.append(Job(i, prompt, length, sampling, ends, order.wanted, outbox, scored[i // order.n]))
         try:

@@ -1,5 +1,5 @@
-"""Text to token ids and back: bytes, GPT-2's byte-pair encoding, and such encodings of one's own. All are lossless and
-need no network."""
+"""Text to token ids and back: bytes, GPT-2's byte-pair encoding, and such encodings of one's own or from elsewhere.
+None needs the network."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ from pathlib import Path
 
 from gpt2c.errors import UserError
 from gpt2c.tokenizer.added import AddedTokens, base_of
-from gpt2c.tokenizer.base import END_OF_TEXT, ByteTokenizer, StreamDecoder, Tokenizer, decode, printable
+from gpt2c.tokenizer.base import (
+    END_OF_TEXT,
+    ByteTokenizer,
+    Facts,
+    StreamDecoder,
+    Tokenizer,
+    decode,
+    printable,
+    prompt_ids,
+    special_names,
+)  # fmt: skip
 from gpt2c.tokenizer.bpe import GPT2_PATTERN, BytePairTokenizer, merges, spell
-from gpt2c.tokenizer.files import read_tokenizer, save_tokenizer
+from gpt2c.tokenizer.files import read_tokenizer
 from gpt2c.tokenizer.gpt2 import GPT2Tokenizer
+from gpt2c.tokenizer.library import LibraryTokenizer
+from gpt2c.tokenizer.saving import save_tokenizer
 
 NAMES = ("bytes", "gpt2")
 
 __all__ = [
-    "END_OF_TEXT", "GPT2_PATTERN", "NAMES", "AddedTokens", "BytePairTokenizer", "ByteTokenizer", "GPT2Tokenizer",
-    "StreamDecoder", "Tokenizer", "base_of", "decode", "get_tokenizer", "is_own", "merges", "printable",
-    "save_tokenizer", "spell",
+    "END_OF_TEXT", "GPT2_PATTERN", "NAMES", "AddedTokens", "BytePairTokenizer", "ByteTokenizer", "Facts",
+    "GPT2Tokenizer", "LibraryTokenizer", "StreamDecoder", "Tokenizer", "base_of", "decode", "get_tokenizer", "is_own",
+    "merges", "printable", "prompt_ids", "save_tokenizer", "special_names", "spell",
 ]  # fmt: skip
 
 
@@ -40,5 +52,6 @@ def _known(name: str) -> Tokenizer:
 
 
 def is_own(tokenizer: Tokenizer) -> bool:
-    """Whether it is known by its files alone."""
-    return tokenizer.name not in NAMES
+    """Whether its files are needed to know it."""
+    plain = Facts(ends=tokenizer.facts.ends)  # a model's own files have these
+    return tokenizer.name not in NAMES or tokenizer.facts != plain

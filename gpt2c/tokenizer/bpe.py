@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tiktoken
 
-from gpt2c.tokenizer.base import END_OF_TEXT, checked, utf8
+from gpt2c.tokenizer.base import END_OF_TEXT, Tokenizer, checked, utf8
 
 # The regular expression of the original GPT-2 release (openai/gpt-2, src/encoder.py).
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -26,7 +26,7 @@ _SPELLING |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b n
 _BYTES = {character: byte for byte, character in _SPELLING.items()}
 
 
-class BytePairTokenizer:
+class BytePairTokenizer(Tokenizer):
     """Tokens in the order of their ids, all 256 single bytes among them, then the end-of-text id.
 
     name: what get_tokenizer finds it by.

@@ -1,149 +1,77 @@
-"""A tokenizer's files as Hugging Face's libraries have them: AutoTokenizer loads the folder, and we load theirs.
-
-tokenizer.json                          everything, for the library `tokenizers`; all that is read here
-tokenizer_config.json                   the class, the end-of-text token, and how to chat, for transformers
-vocab.json, merges.txt                  the files of GPT-2's own release
-"""
+"""A tokenizer from its files. AutoTokenizer loads the folders that we write, and we load theirs (description.py)."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2c.errors import UserError
-from gpt2c.files import reading, write_atomically, writing
-from gpt2c.tokenizer.added import AddedTokens, base_of
-from gpt2c.tokenizer.base import END_OF_TEXT, Tokenizer
-from gpt2c.tokenizer.bpe import MOST_IDS, BytePairTokenizer, merges, spell, unspell
+from gpt2c.tokenizer.added import AddedTokens
+from gpt2c.tokenizer.base import END_OF_TEXT, Facts, Tokenizer
+from gpt2c.tokenizer.bpe import MOST_IDS, BytePairTokenizer, merges, unspell
+from gpt2c.tokenizer.description import FLAGS, TOKENIZER, VOCAB, adds_nothing, has_files, read_description
+from gpt2c.tokenizer.library import LibraryTokenizer
 
-TOKENIZER, TOKENIZER_CONFIG, VOCAB, MERGES = "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
-CHAT_TEMPLATE = "chat_template.jinja"  # where newer versions of transformers keep it
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int | None = None) -> None:
-    """Write the four files into `folder`; `longest`: the context of the model that they are for, in tokens.
-
-    In these libraries the text `<|endoftext|>` is the end-of-text token, and that of an added token is this; here they
-    are ordinary text. UserError if they cannot be written.
-    """
-    base = base_of(tokenizer)
-    tokens = tuple(base.decode_bytes([i]) for i in range(tokenizer.end_of_text))
-    is_more = isinstance(tokenizer, AddedTokens)
-    added, chat_template = (tokenizer.added, tokenizer.chat_template) if is_more else ((), "")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in _texts(tokens, added, chat_template, longest).items():
-            write_atomically(folder / name, text)
-
-
-@functools.lru_cache(maxsize=1)
-def _texts(
-    tokens: tuple[bytes, ...], added: tuple[str, ...], chat_template: str, longest: int | None
-) -> Mapping[str, bytes]:
-    """The four files' contents by their names; kept, since each checkpoint of a run has the same, and those of GPT-2's
-    vocabulary take two seconds."""
-    vocab = {**{spell(token): i for i, token in enumerate(tokens)}, END_OF_TEXT: len(tokens)}
-    pairs = [[spell(left), spell(right)] for left, right in merges(tokens)]
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": longest or 10**9,
-        "clean_up_tokenization_spaces": False,
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
-    }
-    if chat_template:
-        config["chat_template"] = chat_template
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
-    texts = {
-        TOKENIZER: _json(_description(vocab, pairs, (END_OF_TEXT, *added))),
-        TOKENIZER_CONFIG: _json(config),
-        VOCAB: _json(vocab),
-        MERGES: "\n".join(lines) + "\n",
-    }
-    return {name: text.encode() for name, text in texts.items()}
+Tokens = tuple[list[bytes], list[str]]
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder's tokenizer.json. UserError if it is missing, damaged, or not of GPT-2's kind."""
-    path = folder / TOKENIZER
-    with reading("tokenizer", path):
-        text = path.read_bytes()
+    """The tokenizer in a folder: of GPT-2's kind our own, any other byte-level BPE through the library `tokenizers`.
+
+    UserError if the files are missing, damaged, or say what is not followed.
+    """
+    is_old = has_files(folder) and not (folder / TOKENIZER).exists()
+    path = folder / (VOCAB if is_old else TOKENIZER)
+    if not has_files(folder):
+        raise UserError(f"cannot read the tokenizer {path}: No such file or directory")
     try:
-        tokens, added, pairs = _parse(json.loads(text))
-        consistent = merges(tokens) == pairs
+        description, facts = read_description(folder)
+        plain = _plain(description)
+        if plain is None:
+            return LibraryTokenizer(str(folder), description, facts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a tokenizer of GPT-2's kind ({error}): expected byte-level BPE with {END_OF_TEXT} last, "
-            "or after it added tokens only"
-        ) from error
-    if not consistent:
-        raise UserError(f"{path} has merges that do not follow from its ids: expected ids in the order of the merges")
-    base = BytePairTokenizer(str(folder), tokens)
-    return AddedTokens(base, added, _chat_template(folder)) if added else base
+        raise UserError(f"{path} is not a tokenizer that can be followed ({error}): expected byte-level BPE") from error
+    return _own(str(folder), *plain, facts)
 
 
-def _chat_template(folder: Path) -> str:
-    """What Hugging Face's libraries spell conversations with; empty if the folder has nothing."""
-    with reading("tokenizer", folder):
-        if (folder / CHAT_TEMPLATE).exists():
-            return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-        config = (folder / TOKENIZER_CONFIG).read_bytes() if (folder / TOKENIZER_CONFIG).exists() else b"{}"
+def _own(name: str, tokens: Sequence[bytes], added: Sequence[str], facts: Facts) -> Tokenizer:
+    base = BytePairTokenizer(name, tokens)
+    found: Tokenizer = AddedTokens(base, added) if added else base
+    found.facts = facts
+    found.end_of_text = found.special[facts.roles["eos_token"]]
+    return found
+
+
+def _plain(description: Mapping[str, Any]) -> Tokens | None:
+    """Tokens and the special ones after <|endoftext|>; None unless these, with GPT-2's regular expression, decide the
+    ids of every text. Raises ValueError for ids that are not numbered through, KeyError and others for another file."""
+    model, cut, added = description["model"], description["pre_tokenizer"] or {}, description["added_tokens"]
+    if model.get("type", "BPE") != "BPE":
+        return None
+    ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
+    names = sorted(ids, key=ids.__getitem__)
+    if [ids[name] for name in names] != list(range(len(ids))) or len(ids) > MOST_IDS:
+        raise ValueError(f"its ids are not 0 to at most {MOST_IDS - 1}, each once")
+    wants = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    odd = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
+    if (
+        description["normalizer"]
+        or {name: cut.get(name, wanted) for name, wanted in wants.items()} != wants
+        or not adds_nothing(description["post_processor"])
+        or (description["decoder"] or {}).get("type") != "ByteLevel"
+        or any(model.get(name) for name in odd)
+        or any(not token.get("special") or any(token.get(flag) for flag in FLAGS[:3]) for token in added)
+        or END_OF_TEXT not in names
+    ):
+        return None
+    end = names.index(END_OF_TEXT)
+    if {token["content"] for token in added} != set(names[end:]):
+        return None
     try:
-        template = json.loads(config).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder / TOKENIZER_CONFIG} is damaged: expected a JSON object") from error
-    return template if isinstance(template, str) else ""
-
-
-def _parse(description: dict[str, Any]) -> tuple[list[bytes], list[str], list[tuple[bytes, bytes]]]:
-    """Tokens, added ones, and merges; raises ValueError, KeyError, TypeError or AttributeError for anything that is
-    another kind."""
-    model = description["model"]
-    if model.get("type", "BPE") != "BPE" or model.get("dropout") or model.get("byte_fallback"):
-        raise ValueError("its model is another one")
-    if description.get("normalizer"):
-        raise ValueError("it changes texts before it encodes them")
-    cut = description["pre_tokenizer"]
-    if cut.get("type") != "ByteLevel" or cut.get("add_prefix_space") or not cut.get("use_regex", True):
-        raise ValueError("it cuts texts in another way")
-    vocab: dict[str, int] = dict(model["vocab"])
-    added = {token["content"]: token["id"] for token in description.get("added_tokens", [])}
-    vocab |= added
-    names = sorted(vocab, key=vocab.__getitem__)
-    if [vocab[name] for name in names] != list(range(len(vocab))) or len(vocab) > MOST_IDS:
-        raise ValueError(f"its ids are not 0 to at most {MOST_IDS - 1}")
-    end = names.index(END_OF_TEXT) if END_OF_TEXT in names else len(names) - 1
-    if names[end] != END_OF_TEXT or not added.keys() >= set(names[end + 1 :]):
-        raise ValueError(f"its last id is {names[-1]!r}")
-    tokens = [unspell(name) for name in names[:end]]
-    if len({token for token in tokens if len(token) == 1}) != 256:
-        raise ValueError("it lacks some of the 256 bytes")
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return tokens, names[end + 1 :], [(unspell(left), unspell(right)) for left, right in pairs]
-
-
-def _description(vocab: dict[str, int], pairs: list[list[str]], special: Sequence[str]) -> dict[str, Any]:
-    """tokenizer.json; special: the vocabulary's last token and those after it."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    nothing = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-    switches = dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": len(vocab) - 1 + i, "content": name, **flags, "special": True} for i, name in enumerate(special)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", **nothing, **switches, "vocab": vocab, "merges": pairs},
-    }
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+        tokens = [unspell(name) for name in names[:end]]
+        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+        follows = merges(tokens) == [(unspell(left), unspell(right)) for left, right in pairs]
+    except (KeyError, ValueError):  # bytes spelled otherwise, or tokens that merges cannot make
+        return None
+    return (tokens, names[end + 1 :]) if follows and len({t for t in tokens if len(t) == 1}) == 256 else None
