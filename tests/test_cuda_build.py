@@ -98,7 +98,7 @@ def test_switched_off(project: Path) -> None:
 @needs_cuda_build
 def test_every_kernel_is_bound() -> None:
     kernels = set(re.findall(r"X\((\w+)\) *\\?\n", (remote.ROOT / "csrc" / "kernels.h").read_text()))
-    assert len(kernels) == 15 and all(hasattr(_native._ext, name) for name in kernels)
+    assert len(kernels) == 16 and all(hasattr(_native._ext, name) for name in kernels)
     assert {name for name in kernels if not hasattr(_native.CUDA, name)} == KERNELS_WITHOUT_CUDA
 
 

@@ -119,7 +119,7 @@ def tied_embedding(
     device = idx.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         wte, wpe = autocasted(promoted, torch.float32, (wte, wpe))
-    if in_transform():  # whose gradients are torch.func's to add up
+    if in_transform() and not torch.compiler.is_compiling():  # whose gradients are torch.func's to add up
         return embedding(idx, wte, wpe, start, vocab_size, starts), wte
     refuse_forward_mode("embedding", (wte, wpe))
     return _TiedEmbedding.apply(idx, wte, wpe, start, vocab_size, starts)
