@@ -104,7 +104,10 @@ def check_weights(model: GPT2, weights: object) -> None:
     if weights not in WEIGHTS:
         raise ValueError(f"generate: weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
     if weights != "fp32" and not can_decode(model):
-        raise ValueError(f"generate: weights is {weights!r} for {_describe(model)}, expected one in float32 on cpu")
+        raise ValueError(
+            f"generate: weights is {weights!r} for {_describe(model)}, expected one in float32 on cpu: "
+            "call model.float().cpu()"
+        )
 
 
 def _describe(model: GPT2) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gpt2c.errors import UserError
 from gpt2c.files import reading, replacing, write_atomically, writing
+from gpt2c.finite import require_fit
 from gpt2c.model import GPT2, Embedding, Linear
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -191,6 +192,7 @@ def load_adapter(model: GPT2, folder: Path) -> None:
             if found is None or found.t().shape != parameter.shape:
                 shape = "none" if found is None else tuple(found.shape)
                 raise UserError(f"{folder / WEIGHTS}: {key} is {shape}, expected {tuple(parameter.t().shape)}")
+            require_fit(f"{folder}: {key}", found)
             parameter.data.copy_(found.t())
     if tensors:
         raise UserError(f"{folder / WEIGHTS} holds {min(tensors)}, which is no adapter of this model's four matrices")

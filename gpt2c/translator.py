@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpt2c.errors import UserError, reason
 from gpt2c.files import reading, replacing, write_atomically, writing
+from gpt2c.finite import require_fit
 from gpt2c.seq2seq import Seq2Seq, Seq2SeqConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -137,6 +138,8 @@ class Translator:
             raise UserError(f"{folder / CONFIG} does not describe an encoder-decoder: {reason(error)}") from error
         with reading("translator's weights", folder / WEIGHTS):
             tensors = load_file(folder / WEIGHTS)
+        for name, tensor in tensors.items():
+            require_fit(f"{folder}: {name}", tensor)
         with torch.device("cpu"):
             model = Seq2Seq(config).to(torch.float32)
         try:

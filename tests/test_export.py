@@ -14,10 +14,10 @@ import torch
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.finite import DTYPES
-from gpt2c.formats import llmc
+from gpt2c.formats import hf, llmc
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
-from gpt2c.tokenizer import save_tokenizer
+from gpt2c.tokenizer import decode, get_tokenizer, printable, save_tokenizer
 from gpt2c.tokenizer.learn import learn
 from gpt2c.train import train
 
@@ -122,3 +122,109 @@ def test_mistakes(
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("out", "flags", "kind"),
+    [
+        ("m.gguf", [], "gguf"), ("M.GGUF", [], "gguf"), ("m.onnx", [], "onnx"), ("m.bin", [], "llmc"), ("m", [], "hf"),
+        ("gpt2-v1.5", [], "hf"), ("m.bin", ["--format", "llmc"], "llmc"), ("m.step_8", ["--format", "llmc"], "llmc"),
+    ],
+)  # fmt: skip
+def test_the_ending_decides(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, out: str, flags: list[str], kind: str
+) -> None:
+    if kind in ("gguf", "onnx"):
+        pytest.importorskip(kind)
+    assert main(["export", str(finished), str(tmp_path / out), *flags]) == 0
+    assert f"as {kind} in fp32" in capsys.readouterr().out
+    assert (tmp_path / out).is_dir() == (kind == "hf")
+
+
+CONFLICTS = [
+    *(
+        (["export", "RUN", name, "--format", kind], f"{name} ends in {name[1:]}, which is {said}, but --format is")
+        for name, said in (("m.gguf", "gguf"), ("m.onnx", "onnx"), ("m.bin", "llmc"))
+        for kind in ("hf", "gguf", "onnx", "llmc")
+        if kind != said
+    ),
+    *(
+        (["export", "RUN", f"m{end}", *flags], f"m{end} ends in {end}, and no such file is written: expected")
+        for end in (".safetensors", ".pt", ".pth", ".ckpt", ".h5")
+        for flags in ([], ["--format", "hf"])
+    ),
+    (["import", "RUN", "new.gguf"], "new.gguf ends in .gguf, which is gguf, but a folder is written"),
+    (["import", "RUN", "new.safetensors"], "new.safetensors ends in .safetensors, and no such file is written"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "words"), CONFLICTS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_endings_that_contradict(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, args: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+SAFETENSORS = (2).to_bytes(8, "little") + b"{}"
+FILES = [
+    ("m.gguf", b"GGUF\3\0\0\0", "is a GGUF file, which is written here but not read: give the Hugging Face folder"),
+    ("m.bin", b"GGUF\3\0\0\0", "is a GGUF file, which is written here but not read"),
+    ("m.gguf", b"", "is a GGUF file, which is written here but not read"),
+    ("m.onnx", b"\x08\x08", "is an ONNX file, which is written here but not read"),
+    ("m.pt", b"PK\3\4rest", "is a pickle, as torch.save writes it, which is never read"),
+    ("m.pth", b"\x80\x02rest", "is a pickle, as torch.save writes it, which is never read"),
+    ("pytorch_model.bin", b"PK\3\4rest", "is a pickle, as torch.save writes it, which is never read"),
+    ("m.ckpt", b"other", "is a pickle, as torch.save writes it, which is never read"),
+    ("model.safetensors", SAFETENSORS, "is a file of weights: give the folder that holds it and its config.json"),
+    ("weights", SAFETENSORS, "is a file of weights: give the folder that holds it"),
+]
+
+
+@pytest.mark.parametrize(
+    "command", ["import", "import --format hf", "import --format llmc", "sample", "export", "train"]
+)
+def test_a_file_in_place_of_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, contents, words in FILES:
+        Path(name).write_bytes(contents)
+        name_of, *flags = command.split()
+        args = {"sample": [name], "train": ["--init", name, "--data", name]}.get(name_of, [name, "out", *flags])
+        assert main([name_of, *args]) == 2
+        assert f"{name} {words}" in (error := capsys.readouterr().err) and error.count("\n") == 1
+        Path(name).unlink()
+    Path("m.bin").write_bytes((20240326).to_bytes(4, "little"))
+    if command.split()[0] != "import":
+        assert (
+            main([name_of, *({"sample": ["m.bin"], "train": ["--init", "m.bin"]}.get(name_of, ["m.bin", "out"]))]) == 2
+        )
+        assert "m.bin is a checkpoint of llm.c's: gpt2c import m.bin FOLDER makes a folder" in capsys.readouterr().err
+    assert main(["sample", "gone.gguf"]) == 2
+    assert "the file gone.gguf does not exist" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.bin"]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_a_folder_in_half_precision_is_sampled_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture, stored: torch.dtype, weights: str
+) -> None:
+    """Also with packed weights: by the command as by the library after float(), which the library's message names."""
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(257, n_positions=16, n_embd=32, n_layer=1, n_head=2)).eval().to(stored)
+    hf.export(model, get_tokenizer("bytes"), tmp_path / "model")
+    flags = ["--prompt", "ab", "--max-new-tokens", "8", "--temperature", "0", "--weights", weights]
+    assert main(["sample", str(tmp_path / "model"), *flags]) == 0
+    text, prompt = capsys.readouterr().out, torch.tensor([[97, 98]])
+    if weights != "fp32":
+        with pytest.raises(ValueError, match=r"expected one in float32 on cpu: call model.float\(\).cpu\(\)"):
+            model.generate(prompt, 8, weights=weights)
+    if weights != "fp32" or stored == torch.float16:
+        model = model.float()
+    ids = model.generate(prompt, 8, temperature=0, weights=weights)[0].tolist()
+    ids = ids[: ids.index(256)] if 256 in ids else ids
+    assert text == printable(decode(get_tokenizer("bytes"), ids)) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import shutil
@@ -13,13 +14,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
-from gpt2c import pretrained
+from gpt2c import pretrained, stored
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
+from gpt2c.hub import FILES
 from gpt2c.model import GPT2
+from gpt2c.tokenizer import description, model_ids
 
 SMALL = GPT2Config(vocab_size=97, n_positions=24, n_embd=32, n_layer=2, n_head=4)
 # All four sizes' widths and head counts; gpt2 whole with its vocabulary, the larger ones with fewer layers and tokens.
@@ -267,16 +271,73 @@ class TestRefused:
 
 
 class TestHub:
-    def test_downloaded_folder_is_loaded(self, folder, monkeypatch):
-        asked = []
+    @pytest.fixture
+    def hub(self, tmp_path, monkeypatch):
+        """A hub with the model someone/some-gpt2: the folder that it has, the local one, and what it was asked for."""
+        remote, local, asked = tmp_path / "remote", tmp_path / "local", []
 
         def snapshot_download(name, allow_patterns):
-            asked.append((name, allow_patterns))
-            return str(folder)
+            assert name == "someone/some-gpt2"
+            asked.append(allow_patterns)
+            for path in remote.rglob("*"):
+                file = path.relative_to(remote).as_posix()
+                if path.is_file() and any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                    (local / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, local / file)
+            return str(local)
 
         monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+        remote.mkdir()
+        return remote, local, asked
+
+    @pytest.mark.parametrize("shard", [None, "60KB"])
+    def test_what_is_read_on_disk_is_fetched(self, shard, folder, hub):
+        remote, local, asked = hub
+        if shard:
+            shutil.rmtree(folder)
+            make_theirs().save_pretrained(folder, max_shard_size=shard)
+        weights = {path.name for path in folder.iterdir()}
+        others = {
+            "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+            "special_tokens_map.json", "chat_template.jinja", "generation_config.json",
+        }  # fmt: skip
+        shutil.copytree(folder, remote, dirs_exist_ok=True)
+        for name in others - weights:
+            (remote / name).write_text("{}")
+        for name in ("pytorch_model.bin", "tf_model.h5", "onnx/model.safetensors", "README.md", "model.gguf"):
+            (remote / name).parent.mkdir(exist_ok=True)
+            (remote / name).write_text("large")
         assert_same_model(GPT2.from_pretrained("someone/some-gpt2"), make_theirs())
-        assert asked[0][0] == "someone/some-gpt2" and not any("bin" in pattern for pattern in asked[0][1])
+        assert {path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()} == weights | others
+        assert len(asked) == (2 if shard else 1)
+
+    def test_shards_of_another_name(self, folder, hub):
+        remote, _, _ = hub
+        tensors = load_file(folder / "model.safetensors")
+        save_file(tensors, remote / "weights-1.safetensors")
+        index = {"weight_map": dict.fromkeys(tensors, "weights-1.safetensors")}
+        (remote / "model.safetensors.index.json").write_text(json.dumps(index))
+        shutil.copy(folder / "config.json", remote)
+        assert_same_model(GPT2.from_pretrained("someone/some-gpt2"), make_theirs())
+
+    def test_a_pickle_on_the_hub(self, folder, hub):
+        remote, _, _ = hub
+        shutil.copy(folder / "config.json", remote)
+        (remote / "pytorch_model.bin").write_bytes(b"pickle")
+        message = refused("someone/some-gpt2")
+        assert message.startswith(
+            "the hub's someone/some-gpt2 has neither model.safetensors nor model.safetensors.index"
+        )
+        assert "kind.from_pretrained('someone/some-gpt2').save_pretrained('converted')" in message
+
+    def test_every_file_that_is_read_of_a_folder_is_in_the_list(self):
+        names = [
+            getattr(module, name) for module in (pretrained, stored, description, model_ids) for name in dir(module)
+        ]
+        names = [
+            name for name in names if isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*\.(json|txt|jinja)", name)
+        ]
+        assert set(names) - {"adapter_config.json"} <= set(FILES) and len(names) > 5
 
     def test_offline(self, monkeypatch):
         def snapshot_download(name, allow_patterns):
@@ -335,3 +396,143 @@ class TestSaving:
             with pytest.raises(UserError, match="cannot save the model in"):
                 make_ours().save_pretrained(target)
         assert (tmp_path / "taken").read_text() == "mine"
+
+
+class TestNames:
+    """What training programs and safetensors make of a model's names."""
+
+    @pytest.mark.parametrize(
+        ("prefix", "words"),
+        [
+            (
+                "_orig_mod.transformer.",
+                "name _orig_mod.transformer.h.0.attn.c_attn.bias has '_orig_mod', of torch.c",
+            ),
+            ("module.transformer.", "has 'module', of DistributedDataParallel, which is left out"),
+            ("_orig_mod.", "has '_orig_mod', of torch.compile"),
+            ("module._orig_mod.transformer.", "has '_orig_mod', of torch.compile"),
+            ("model.transformer.", "has 'model', of a module around the model"),
+            ("transformer._fsdp_wrapped_module.", "has '_fsdp_wrapped_module', of FSDP"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:.*has 'module'")
+    def test_wrappers_are_left_out_and_told(self, prefix, words, folder):
+        rewrite(folder, lambda old: {name.replace("transformer.", prefix): tensor for name, tensor in old.items()})
+        with pytest.warns(UserWarning, match=re.escape(words)):
+            ours = GPT2.from_pretrained(folder)
+        assert_same_model(ours, make_theirs())
+
+    def test_wrapped_layers(self, folder):
+        """As of torch.compile on each layer."""
+        rewrite(folder, lambda old: {re.sub(r"(h\.\d+)", r"\1._orig_mod", n): tensor for n, tensor in old.items()})
+        with pytest.warns(UserWarning, match=re.escape("the name transformer.h.0._orig_mod.attn.c_attn.bias has")):
+            assert_same_model(GPT2.from_pretrained(folder), make_theirs())
+
+    def test_a_prefix_that_is_not_known_is_named(self, folder):
+        rewrite(folder, lambda old: {name.replace("transformer.", "my.gpt."): tensor for name, tensor in old.items()})
+        assert "lacks the tensor wte.weight, which its config.json asks for; it holds my.gpt.wte.weight" in refused(
+            folder
+        )
+
+    @pytest.mark.parametrize("wrapper", ["", "_orig_mod."])
+    @pytest.mark.filterwarnings("ignore:.*has '_orig_mod'")
+    def test_only_the_head_is_stored(self, wrapper, folder):
+        def change(tensors):
+            tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+            return {f"{wrapper}{name}": tensor for name, tensor in tensors.items()}
+
+        rewrite(folder, change)
+        assert_same_model(GPT2.from_pretrained(folder), make_theirs())
+
+    def test_what_save_model_writes(self, folder):
+        save_model(make_theirs(), folder / "model.safetensors")
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            assert "transformer.wte.weight" not in file.keys()
+        assert_same_model(GPT2.from_pretrained(folder), make_theirs())
+
+    def test_matrices_that_were_one_in_memory(self, folder):
+        """save_model keeps one of them, and its metadata have the other's name."""
+        theirs = make_theirs()
+        theirs.transformer.h[1].mlp.c_fc.weight = theirs.transformer.h[0].mlp.c_fc.weight
+        save_model(theirs, folder / "model.safetensors")
+        assert_same_model(GPT2.from_pretrained(folder), theirs)
+
+    def test_a_head_that_is_untied_and_equal(self, folder):
+        reconfigure(folder, tie_word_embeddings=False)
+        assert "has tie_word_embeddings False, expected True, or an lm_head.weight equal to wte" in refused(folder)
+        rewrite(folder, lambda old: {**old, "lm_head.weight": old["transformer.wte.weight"].clone()})
+        with pytest.warns(UserWarning, match="the two matrices are equal, and are one from here on"):
+            assert_same_model(GPT2.from_pretrained(folder), make_theirs())
+        rewrite(folder, lambda old: {**old, "lm_head.weight": old["transformer.wte.weight"] + 1e-6})
+        assert "lm_head.weight that differs from wte.weight" in refused(folder)
+
+    def test_pickles_say_how_to_convert_them(self, folder, monkeypatch):
+        (folder / "model.safetensors").unlink()
+        torch.save(make_theirs().state_dict(), folder / "pytorch_model.bin")
+        message = refused(folder)
+        command = re.search(r'python -c "(.*)"\)', message)[1]
+        exec(command)  # the message's own
+        assert_same_model(GPT2.from_pretrained(folder), make_theirs())
+
+    def test_adapters_alone(self, folder):
+        (folder / "config.json").rename(folder / "adapter_config.json")
+        assert "holds adapters (adapter_config.json) without their model: merge them" in refused(folder)
+
+
+class TestSettings:
+    """What a config.json says is followed or refused."""
+
+    @pytest.mark.parametrize(
+        "name", ["gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"]
+    )
+    def test_other_names_of_the_same_activation(self, name, folder):
+        theirs = make_theirs()
+        for layer in theirs.transformer.h:
+            layer.mlp.act = transformers.activations.ACT2FN[name]
+        reconfigure(folder, activation_function=name)
+        assert_same_model(GPT2.from_pretrained(folder), theirs)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            *({"activation_function": name} for name in ("gelu", "gelu_python", "gelu_10", "quick_gelu", "silu", None)),
+            {"scale_attn_weights": False}, {"scale_attn_weights": None}, {"add_cross_attention": True},
+            {"n_inner": 64}, {"layer_norm_epsilon": 0}, {"layer_norm_epsilon": None}, {"layer_norm_epsilon": "1e-5"},
+            {"resid_pdrop": 1.0, "embd_pdrop": 1.0, "attn_pdrop": 1.0},
+            {"hidden_size": 64}, {"num_hidden_layers": 1}, {"max_position_embeddings": 23}, {"num_attention_heads": 2},
+        ],
+    )  # fmt: skip
+    def test_what_changes_the_arithmetic_is_refused(self, changes, folder):
+        reconfigure(folder, **changes)
+        assert re.search(
+            rf"config.json( has|:) .*{next(iter(changes)).replace('resid_pdrop', 'dropout')}", refused(folder)
+        )
+
+    def test_upcasting_changes_nothing_in_fp32(self, folder):
+        reconfigure(folder, reorder_and_upcast_attn=True)
+        assert_same_model(GPT2.from_pretrained(folder), make_theirs())
+
+    @pytest.mark.parametrize("epsilon", [1e-6, 1e-5, 1e-3, 0.1])
+    def test_epsilon(self, epsilon, folder, tmp_path):
+        """Through every op and the decoder, in and out."""
+        reconfigure(folder, layer_norm_epsilon=epsilon)
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+        ours = GPT2.from_pretrained(folder)
+        assert_same_model(ours, theirs)
+        ours.save_pretrained(tmp_path / "ours")
+        assert GPT2.from_pretrained(tmp_path / "ours").config.layer_norm_epsilon == epsilon
+
+    def test_transformers_other_names_of_the_sizes(self, folder):
+        settings = json.loads((folder / "config.json").read_text())
+        names = {"n_positions": "max_position_embeddings", "n_embd": "hidden_size", "n_layer": "num_hidden_layers"}
+        settings = {names.get(key, key): value for key, value in settings.items()}
+        (folder / "config.json").write_text(json.dumps(settings))
+        assert_same_model(GPT2.from_pretrained(folder), make_theirs())
+
+    def test_n_ctx(self, folder, tmp_path):
+        """llama.cpp's converter reads it, transformers no longer writes it."""
+        GPT2.from_pretrained(folder).save_pretrained(tmp_path / "ours")
+        assert json.loads((tmp_path / "ours" / "config.json").read_text())["n_ctx"] == 24
+        reconfigure(folder, n_ctx=1024)
+        with pytest.warns(UserWarning, match="has n_positions 24 and n_ctx 1024, of which the first is taken"):
+            assert GPT2.from_pretrained(folder).config.n_positions == 24

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpt2c.chat.session import Session
 from gpt2c.chat.template import require_template
 from gpt2c.chat.terminal import converse
-from gpt2c.commands.flags import ModelName, SamplingFlags, Weights, sampling
+from gpt2c.commands.flags import ModelName, SamplingFlags, Weights, for_weights, sampling
 from gpt2c.decode import check_weights
 from gpt2c.errors import UserError
 from gpt2c.generate import check_sampling
@@ -31,6 +31,7 @@ class Chat:
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens is {self.max_new_tokens}, expected at least 1")
         model, tokenizer, _ = load_model(self.model)
+        model = for_weights(model, self.weights)
         template = require_template(tokenizer, self.model)
         how = self.sampling
         try:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
 
 ModelName = Annotated[
@@ -30,3 +31,8 @@ SamplingFlags = tyro.conf.OmitArgPrefixes[Sampling]
 def sampling() -> Any:
     """A field of SamplingFlags with the defaults of a command."""
     return field(default_factory=lambda: Sampling(temperature=0.8))
+
+
+def for_weights(model: GPT2, weights: str) -> GPT2:
+    """The model that `weights` can be packed from: bf16 becomes fp32, which packing starts from."""
+    return model if weights == "fp32" else model.float()

@@ -30,7 +30,7 @@ class Import:
         """Write the folder, and say how it is used."""
         if self.out.exists():
             raise UserError(f"{self.out} exists: choose another name, or remove it")
-        format_to_write(self.out, "hf")
+        format_to_write(self.out, "import")
         source = Path(self.source)
         if source.is_file() and kind_of(source) not in ("llmc", None):
             raise UserError(f"{source} is {describe(source)}")

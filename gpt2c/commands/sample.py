@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gpt2c.commands.flags import ModelName, SamplingFlags, Weights, sampling
+from gpt2c.commands.flags import ModelName, SamplingFlags, Weights, for_weights, sampling
 from gpt2c.errors import UserError
 from gpt2c.load import load_model, require_rows
 from gpt2c.model import GPT2
@@ -39,6 +39,7 @@ class Sample:
         model, tokenizer, _ = load_model(self.model)
         if not self.special and (names := special_names(tokenizer, self.prompt)):
             warnings.warn(f"{', '.join(names)} in the prompt is text; --special makes it the token", stacklevel=1)
+        model = for_weights(model, self.weights)
         for i in range(self.num_samples):
             if self.num_samples > 1:
                 print(f"--- sample {i + 1} ---")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from gpt2c.chat.template import template_of
-from gpt2c.commands.flags import Weights
+from gpt2c.commands.flags import Weights, for_weights
 from gpt2c.errors import UserError
 from gpt2c.load import load_model
 from gpt2c.translator import Translator
@@ -65,7 +65,7 @@ class Serve:
             return
         model, tokenizer, _ = load_model(self.model)
         try:
-            engine = Engine(model, self.weights)
+            engine = Engine(for_weights(model, self.weights), self.weights)
         except ValueError as error:  # weights that are not possible for the model
             raise UserError(str(error)) from error
         engine.start()

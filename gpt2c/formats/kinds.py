@@ -52,7 +52,10 @@ def describe(file: Path) -> str:
 
 def format_to_write(out: Path, wanted: str) -> str:
     """hf, gguf, onnx or llmc: `wanted`, or for `auto` what the ending of `out` says; UserError if they contradict each
-    other, or if no file of that ending is written."""
+    other, or if no file of that ending is written.
+
+    wanted: as --format of `gpt2c export`; `import`: what `gpt2c import` writes, a folder.
+    """
     ending = out.suffix.lower()
     if ending in OTHERS:
         raise UserError(
@@ -60,6 +63,8 @@ def format_to_write(out: Path, wanted: str) -> str:
             f"{', '.join(f'{end} ({name})' for end, name in WRITTEN.items())}"
         )
     said = WRITTEN.get(ending)
+    if said and wanted == "import":
+        raise UserError(f"{out} ends in {ending}, which is {said}, but a folder is written: gpt2c export writes {said}")
     if said and wanted not in ("auto", said):
         raise UserError(f"{out} ends in {ending}, which is {said}, but --format is {wanted}: change one of them")
     return wanted if wanted != "auto" else said or "hf"
