@@ -12,11 +12,14 @@ if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os
 # ruff: noqa: E402, since the lines above come first
 from importlib.metadata import PackageNotFoundError, version
 
-from gpt2c import ops
-from gpt2c._native import keep_heap
-from gpt2c.config import GPT2Config
-from gpt2c.model import GPT2
-from gpt2c.optim import AdamW
+from gpt2c.starting import ends_at_once, is_command
+
+with ends_at_once(is_command()):
+    from gpt2c import ops
+    from gpt2c._native import keep_heap
+    from gpt2c.config import GPT2Config
+    from gpt2c.model import GPT2
+    from gpt2c.optim import AdamW
 
 try:
     __version__ = version("gpt2c")

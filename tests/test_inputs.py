@@ -24,6 +24,7 @@ from gpt2c.data.inputs import open_inputs
 from gpt2c.data.rows import Rows
 from gpt2c.errors import UserError
 from gpt2c.evaluate import sample_text
+from gpt2c.evaluation.hellaswag import read_items
 from gpt2c.tokenizer import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
@@ -302,3 +303,9 @@ def test_a_text_without_spaces_is_cut_at_its_line_ends(monkeypatch: pytest.Monke
     parts = read(tmp_path / "a.txt")
     assert len(parts) > 20 and "".join(parts) == text
     assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
+
+
+def test_a_byte_order_mark_in_hellaswag(tmp_path: Path) -> None:
+    item = {"ctx": "a", "endings": ["b", "c", "d", "e"], "label": 2}
+    (tmp_path / "items.jsonl").write_bytes(MARK + json.dumps(item).encode() + b"\r\n")
+    assert [item.label for item in read_items(str(tmp_path / "items.jsonl"))] == [2]

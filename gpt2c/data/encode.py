@@ -10,8 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -112,7 +114,8 @@ def encoded(work: Iterator[Batch], tokenizer: str, workers: int) -> Iterator[tup
     pool = ProcessPoolExecutor(workers, _context(), _start, (tokenizer,))
     try:
         for batch in work:
-            waiting.append((batch, pool.submit(_encode, batch.texts)))
+            with _uninterrupted():  # the pool starts a process with each of the first ones
+                waiting.append((batch, pool.submit(_encode, batch.texts)))
             if len(waiting) == workers * BATCHES_PER_WORKER:
                 yield _finish(waiting)
         while waiting:
@@ -143,6 +146,21 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpt2c.cli"])  # imported once, for all workers
     return context
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """For starting processes: a terminal's Ctrl-C, which goes to all, is their parent's alone, and comes when they have
+    been started. A blocked signal stays blocked in what is started."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which would unblock it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _tokenizer: Tokenizer

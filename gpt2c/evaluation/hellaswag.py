@@ -94,7 +94,7 @@ def read_items(source: str, count: int = ITEMS) -> list[Item]:
     """The first `count` items of a file, or of the file that is downloaded once."""
     path = downloaded() if source == DOWNLOAD else Path(source)
     items = []
-    with reading("HellaSwag items", path), open(path, encoding="utf-8", errors="replace") as file:
+    with reading("HellaSwag items", path), open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if len(items) == count:
                 break
