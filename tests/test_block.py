@@ -192,9 +192,9 @@ def test_opcheck(keep: int) -> None:
     x, h, *weights = inputs(2, 5, 16).values()
     starts = starts_of((2, 3), (5,))
     for stream, starts_ in ((h, starts), (None, None)):
-        opcheck(forward, x, stream, weights, HEADS, 1e-5, 0.0, None, starts_, keep)
+        opcheck(forward, x, stream, HEADS, 1e-5, 0.0, None, starts_, keep, *weights)
     if keep:
-        out, h2, *kept = forward(x, h, weights, HEADS, 1e-5, 0.0, None, starts, keep)
+        out, h2, *kept = forward(x, h, HEADS, 1e-5, 0.0, None, starts, keep, *weights)
         if keep > 3:
             kept[Kept._fields.index("h2")] = h2.view(10, 16)
         opcheck(backward, torch.randn_like(out), h, kept, weights, HEADS, 1e-5, 0.0, None, starts)

@@ -70,19 +70,25 @@ def define(
 
     label = name.removesuffix("_").removesuffix("_forward")
 
+    def below(*args: object) -> object:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
     def differentiable(*args: object) -> object:
         refuse_forward_mode(label, args)
         if not (torch.is_grad_enabled() and any(map(needs_grad, args))):
-            with torch._C._AutoDispatchBelowAutograd():
-                return op(*args)
-        if autograd is None:
-            raise NotImplementedError(_no_derivative(label))
-        if in_transform():  # Function.apply refuses them: at this place the dispatcher has undone all but one
-            with enable_single_level_autograd_function():
-                return super(torch.autograd.Function, autograd).apply(*args)
-        return autograd.apply(*args)
+            return below(*args)
+        if autograd is not None:
+            result = _apply(autograd, *args)
+        elif label.endswith("_backward"):
+            result = _apply(_Once, label.removesuffix("_backward"), below, args, *_tensors_of(args))
+        else:
+            raise NotImplementedError(f"{label}: is not differentiable, expected no input that requires a gradient")
+        return list(result) if schema.endswith("[]") else result
 
     LIBRARY.impl(name, differentiable, "Autograd")
+    if hasattr(torch.library, "register_vmap"):  # older versions of torch have their fallback only
+        torch.library.register_vmap(f"gpt2c::{name}", _vmap_rule(op, label), lib=LIBRARY)
     if autocast:
         for device in ("cpu", "cuda"):
             LIBRARY.impl(name, _autocast_rule(op, device, autocast), f"Autocast{device.upper()}")
@@ -101,11 +107,75 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _no_derivative(op: str) -> str:
-    if not op.endswith("_backward"):
-        return f"{op}: is not differentiable, expected no input that requires a gradient"
-    forward = op.removesuffix("_backward")
-    return f"{forward}: has no second derivative, expected one backward; its reference in gpt2c.ops has all derivatives"
+def _apply(function: type[torch.autograd.Function], *args: object) -> object:
+    if not in_transform():
+        return function.apply(*args)
+    with enable_single_level_autograd_function():  # Function.apply refuses transforms, of which one is left here
+        return super(torch.autograd.Function, _in_one_transform(function)).apply(*args)
+
+
+@functools.cache
+def _in_one_transform(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The function with a forward that the transforms around this one take the derivative of: without gradients, as
+    forwards are called, they would take it for zero."""
+
+    class InOneTransform(function):
+        @staticmethod
+        def forward(ctx, *args):
+            with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+                return function.forward(ctx, *args)
+
+    return InOneTransform
+
+
+class _Once(torch.autograd.Function):
+    """A backward, which goes well until somebody asks for its result's own derivative: with create_graph, which
+    torch.func always has, the first derivative alone may be wanted. torch's once_differentiable would take the second
+    for zero wherever the incoming gradient is a constant."""
+
+    @staticmethod
+    def forward(ctx, op, backward, args, *tensors):
+        ctx.op = op
+        result = backward(*args)
+        return tuple(result) if isinstance(result, list) else result
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise no_second_derivative(ctx.op)
+
+
+def no_second_derivative(op: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{op}: has no second derivative, expected one backward; its reference in gpt2c.ops has all derivatives"
+    )
+
+
+def _tensors_of(args: Sequence[object]) -> list[Tensor]:
+    flat = (x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else [arg]))
+    return [x for x in flat if isinstance(x, Tensor)]
+
+
+def _vmap_rule(op: Callable, label: str) -> Callable:
+    """One sample after another, as torch's own fallback, which knows no lists."""
+
+    def sample(arg: object, dim: object, i: int) -> object:
+        if isinstance(arg, (list, tuple)):
+            return [sample(item, dim and dim[j], i) for j, item in enumerate(arg)]
+        return arg if dim is None else arg.select(dim, i)
+
+    def in_turn(info: object, dims: tuple, *args: object) -> tuple[object, object]:
+        if op._schema.is_mutable:
+            raise NotImplementedError(f"{label}: changes its arguments in place, expected no torch.vmap around it")
+        if info.batch_size == 0:
+            raise ValueError(f"{label}: torch.vmap over 0 samples, expected one or more")
+        pairs = list(zip(args, dims, strict=True))
+        results = [op(*[sample(arg, dim, i) for arg, dim in pairs]) for i in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        kind = type(results[0])
+        return kind(map(torch.stack, zip(*results, strict=True))), kind([0] * len(results[0]))
+
+    return in_turn
 
 
 def refuse_forward_mode(op: str, args: Sequence[object]) -> None:

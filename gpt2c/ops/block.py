@@ -14,6 +14,7 @@ Deep Nets with Sublinear Memory Cost", 2016).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,6 +28,7 @@ from gpt2c.ops._library import (
     check_tensors,
     define,
     lowered,
+    no_second_derivative,
 )
 from gpt2c.ops.attention import MAX_HEAD_DIM, attention_reference, backward_into, check_dropout, empty_heads
 from gpt2c.ops.attention import run_forward as attention_forward
@@ -331,23 +333,24 @@ def _fake_backward(
     return [dout.new_empty(dout.shape), *(w.new_empty(w.shape) for w in weights)]
 
 
-class _Block(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, h, n_head, eps, dropout_p, seed, starts, recompute, *weights):
-        ctx.settings = n_head, eps, dropout_p, seed, starts
-        keep = 3 if recompute else len(Kept._fields)
-        out, h2, *kept = _forward(x, h, list(weights), *ctx.settings, keep)
-        if h is None:
-            kept = [x, *kept[1:]]
-        if not recompute:
-            kept = [*kept[:H2], h2, *kept[H2 + 1 :]]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, *weights)
-        return out, h2
+class _Forward(torch.autograd.Function):
+    """With what is kept as an output: transforms around this one (torch.func) ask for its derivative, too."""
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dout, dh2):
+    def forward(ctx, x, h, n_head, eps, dropout_p, seed, starts, keep, *weights):
+        ctx.settings = n_head, eps, dropout_p, seed, starts
+        out, h2, *kept = _forward(x, h, *ctx.settings, keep, *weights)
+        saved = kept if h is not None else [x, *kept[1:]]
+        if keep > H2:
+            saved = [*saved[:H2], h2, *saved[H2 + 1 :]]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*saved, *weights)
+        return out, h2, *kept
+
+    @staticmethod
+    def backward(ctx, dout, dh2, *dkept):
+        if any(d is not None for d in dkept):
+            raise no_second_derivative("block")
         saved = ctx.saved_tensors
         kept, weights = saved[: -len(Weights._fields)], saved[-len(Weights._fields) :]
         kept = [t.reshape(-1, t.shape[-1]) if t.dim() == 3 and t.dtype != torch.float64 else t for t in kept]
@@ -357,12 +360,27 @@ class _Block(torch.autograd.Function):
         return dx, dx if has_h else None, None, None, None, None, None, None, *grads
 
 
+class _Block(_Forward):
+    @staticmethod
+    def forward(ctx, x, h, n_head, eps, dropout_p, seed, starts, recompute, *weights):
+        keep = 3 if recompute else len(Kept._fields)
+        return _Forward.forward(ctx, x, h, n_head, eps, dropout_p, seed, starts, keep, *weights)[:2]
+
+
+def _weights_last(function: Callable) -> Callable:
+    return lambda x, h, n_head, eps, dropout_p, seed, starts, keep, *weights: function(
+        x, h, list(weights), n_head, eps, dropout_p, seed, starts, keep
+    )
+
+
+_WEIGHTS = ", ".join(f"Tensor {name}" for name in Weights._fields)
 _forward = define(
-    "block_forward(Tensor x, Tensor? h, Tensor[] weights, SymInt n_head, float eps, float dropout_p, Tensor? seed,"
-    " Tensor? starts, SymInt keep) -> Tensor[]",
-    _check_forward,
-    _run_forward,
-    _fake_forward,
+    "block_forward(Tensor x, Tensor? h, SymInt n_head, float eps, float dropout_p, Tensor? seed, Tensor? starts,"
+    f" SymInt keep, {_WEIGHTS}) -> Tensor[]",
+    _weights_last(_check_forward),
+    _weights_last(_run_forward),
+    _weights_last(_fake_forward),
+    _Forward,
 )
 _backward = define(
     "block_backward(Tensor dout, Tensor? dh2, Tensor[] kept, Tensor[] weights, SymInt n_head, float eps,"
@@ -377,13 +395,13 @@ def _run_whole(
     x: Tensor, h: Tensor | None, n_head: int, eps: float, dropout_p: float, seed: Tensor | None, starts: Tensor | None,
     recompute: bool, *weights: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, h2 = _forward(x, h, list(weights), n_head, eps, dropout_p, seed, starts, 0)
+    out, h2 = _forward(x, h, n_head, eps, dropout_p, seed, starts, 0, *weights)
     return out, h2
 
 
 _block = define(
     "block(Tensor x, Tensor? h, SymInt n_head, float eps, float dropout_p, Tensor? seed, Tensor? starts,"
-    f" bool recompute, {', '.join(f'Tensor {name}' for name in Weights._fields)}) -> (Tensor out, Tensor h2)",
+    f" bool recompute, {_WEIGHTS}) -> (Tensor out, Tensor h2)",
     lambda *args: None,  # the parts check theirs
     _run_whole,
     _run_whole,

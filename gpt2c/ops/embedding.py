@@ -160,6 +160,24 @@ def _fake_backward(dx: Tensor, idx: Tensor, dwte: Tensor, P: int, start: int, st
     return dx.new_empty(P, dx.shape[2])
 
 
+def _check_backward_alone(dx: Tensor, idx: Tensor, V: int, P: int, start: int, starts: Tensor | None) -> None:
+    _check_backward(dx, idx, torch.empty(V, dx.shape[-1], dtype=torch.float32, device=dx.device), P, start, starts)
+
+
+def _run_backward_alone(
+    dx: Tensor, idx: Tensor, V: int, P: int, start: int, starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    dwte = torch.zeros(V, dx.shape[2], dtype=torch.float32, device=dx.device)
+    dwpe = _run_backward(dx, idx, dwte, P, start, starts)
+    return dwte.to(dx.dtype), dwpe
+
+
+def _fake_backward_alone(
+    dx: Tensor, idx: Tensor, V: int, P: int, start: int, starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return dx.new_empty(V, dx.shape[2]), dx.new_empty(P, dx.shape[2])
+
+
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, idx, wte, wpe, start, vocab_size, starts):
@@ -170,10 +188,8 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx):
         idx, starts = ctx.saved_tensors
-        V, P, start = ctx.settings
-        dwte = torch.zeros(V, dx.shape[2], dtype=torch.float32, device=dx.device)
-        dwpe = _backward_(dx, idx, dwte, P, start, starts)
-        return None, dwte.to(dx.dtype), dwpe, None, None, None
+        dwte, dwpe = _backward(dx, idx, *ctx.settings, starts)
+        return None, dwte, dwpe, None, None, None
 
 
 class _Probe(torch.autograd.Function):
@@ -185,7 +201,6 @@ class _Probe(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dx):
         ctx.counts.append(_holders(dx))
         return None, dx
@@ -220,8 +235,10 @@ class _TiedEmbedding(_Embedding):
         return _Embedding.forward(ctx, idx, wte, wpe, start, vocab_size, starts), wte.view_as(wte)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dx, dhead):
+        if torch.is_grad_enabled():  # with create_graph, nothing is changed in place
+            _, dwte, *others = _Embedding.backward(ctx, dx)
+            return None, dhead + dwte, *others
         idx, starts = ctx.saved_tensors
         _, P, start = ctx.settings
         is_alone = _is_alone(_holders(dhead))  # before anything here holds it, too
@@ -246,4 +263,11 @@ _backward_ = define(
     _check_backward,
     _run_backward,
     _fake_backward,
+)
+_backward = define(
+    "embedding_backward(Tensor dx, Tensor idx, SymInt V, SymInt P, SymInt start, Tensor? starts)"
+    " -> (Tensor dwte, Tensor dwpe)",
+    _check_backward_alone,
+    _run_backward_alone,
+    _fake_backward_alone,
 )

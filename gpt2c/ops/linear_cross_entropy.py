@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import check_dims, check_shape, check_tensors, define, lowered, needs_grad
+from gpt2c.ops._library import (
+    check_dims,
+    check_shape,
+    check_tensors,
+    define,
+    in_transform,
+    lowered,
+    needs_grad,
+)
 from gpt2c.ops.cross_entropy import check_targets, count_targets, cross_entropy_reference
 from gpt2c.ops.matmul import multiply
 
@@ -113,7 +121,8 @@ def _fake_forward(
 
 def _scale(x: Tensor, scale: Tensor) -> Tensor:
     """x * scale, in x's place."""
-    if type(x) is not Tensor:  # torch.compile's tracing, which cannot tell that nobody else sees x
+    # torch.compile's tracing and vmap cannot tell that nobody else sees x.
+    if type(x) is not Tensor or in_transform():
         return (x.float() * scale).to(x.dtype)
     if scale.device.type == "cpu" and float(scale) == 1:  # a GPU would be waited for
         return x
@@ -132,13 +141,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, *gradients
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dloss, _dx, _dweight, _later):
+        x, weight, _ = ctx.saved_tensors
         dx, dweight, later = ctx.gradients or _forward(*ctx.saved_tensors, *ctx.settings)[1:]
-        ctx.gradients = None  # they are the receiver's from here on
-        scale = dloss * later
-        dweight = _scale(dweight, scale).to(dx.dtype) if ctx.needs_input_grad[1] else None
-        return _scale(dx, scale), dweight, None, None, None, None, None
+        if torch.is_grad_enabled():  # with create_graph, nothing is changed in place
+            dx, dweight = _backward(dloss, x, weight, dx, dweight, later)
+        else:
+            ctx.gradients = None  # they are the receiver's from here on
+            scale = dloss * later
+            dx, dweight = _scale(dx, scale), _scale(dweight, scale).to(dx.dtype)
+        return dx, dweight if ctx.needs_input_grad[1] else None, None, None, None, None, None
+
+
+def _run_backward(
+    dloss: Tensor, x: Tensor, weight: Tensor, dx: Tensor, dweight: Tensor, later: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients with respect to x and weight, on which dx and dweight depend, multiplied by dloss."""
+    scale = dloss * later
+    return (dx.float() * scale).to(dx.dtype), (dweight * scale).to(dx.dtype)
+
+
+def _fake_backward(
+    dloss: Tensor, x: Tensor, weight: Tensor, dx: Tensor, dweight: Tensor, later: Tensor
+) -> tuple[Tensor, Tensor]:
+    return dx.new_empty(dx.shape), dx.new_empty(dweight.shape)
 
 
 _forward = define(
@@ -149,4 +175,11 @@ _forward = define(
     _fake_forward,
     _LinearCrossEntropy,
     lowered,
+)
+_backward = define(
+    "linear_cross_entropy_backward(Tensor dloss, Tensor x, Tensor weight, Tensor dx, Tensor dweight, Tensor later)"
+    " -> (Tensor, Tensor)",
+    lambda *args: None,  # all are what the forward gave
+    _run_backward,
+    _fake_backward,
 )
