@@ -167,6 +167,15 @@ def test_masters(backend: str, dtype: torch.dtype, misaligned: bool) -> None:
             assert_close("adamw", f"{name} {i}", lists[k][i], exact[k][i], torch.float32)
 
 
+def test_masters_of_nan_give_nan(backend: str) -> None:
+    # Of which rounding must not make a number by carrying the last bits on.
+    lists = state((9,), dtype=torch.bfloat16)
+    masters = [lists[0][0].float()]
+    masters[0].view(torch.int32)[5] = 0x7FFFFFFF
+    ops.adamw_(*lists, 3, *SETTINGS.values(), 0.5, masters)
+    assert lists[0][0].isnan().nonzero().flatten().tolist() == [5]
+
+
 def exactly_representable_update(*shapes: tuple[int, ...]) -> tuple[list[list[Tensor]], tuple]:
     """Lists and settings for which every machine computes the same fp32 numbers, whether a * b + c is rounded once or
     twice: moments that are the gradient and its square, no decay, and an update that is lr or -lr."""

@@ -69,6 +69,19 @@ def test_against_float64(backend, size, batch, weights):
     assert_close("decode", "logits", decode_all(model, idx, weights), reference(model, idx, weights), torch.float32)
 
 
+@pytest.mark.parametrize("score", [-100.0, 100.0])
+def test_scores_far_from_zero(backend, score):
+    """e^100 is not in fp32, nor are all digits of e^-100: it is differences of scores that count."""
+    model = make_model("whole vectors")
+    D = model.config.head_dim
+    with torch.no_grad():
+        for block in model.h:
+            q, k, _ = block.attn.c_attn.bias.view(3, -1, D)
+            q[:, 0], k[:, 0] = 20.0, score * D**0.5 / 20
+    idx = make_ids(model, 3)
+    assert_close("decode", "logits", decode_all(model, idx, "fp32"), reference(model, idx, "fp32"), torch.float32)
+
+
 def test_epsilon_is_the_models(backend):
     model = make_model("odd", eps=1e-2)
     idx = make_ids(model, 3)

@@ -79,7 +79,7 @@ void forward_block(const AttentionShape& s, const T* q, const T* k, const T* v, 
         }
     }
     for (int64_t i = 0; i < block.queries; ++i) {
-        const float sum = softmax.sum[i], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
+        const float sum = softmax.sum[i], inverse = sum > 0 ? 1.0f / sum : 0.0f;  // of nan, acc is nan, too
         T* out = o + (first_query + i) * o_stride;
         for_lanes(D, [&](int64_t d, auto lanes) { lanes.put(out + d, lanes.get(acc + i * Dp + d) * inverse); });
         lse[first_query + i] = softmax.top[i] + __builtin_log(static_cast<double>(sum));
