@@ -153,7 +153,8 @@ def read_record(checkpoint: Path) -> Record:
         text = path.read_bytes()
     try:
         contents = json.loads(text)
-        digest = contents.pop(DIGEST)
+        has_hashes = "sha256" in contents  # those of the first versions have none, of anything
+        digest = contents.pop(DIGEST) if has_hashes else _digest(contents)
         record = Record(**contents)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from gpt2c.commands import COMMANDS, Sft, Train
 from gpt2c.errors import ToldElsewhere, UserError
 from gpt2c.run import recorded_settings
 from gpt2c.settings import TrainConfig, load_recipe
+from gpt2c.suggest import hint
 
 # The commands that take a recipe: their settings, and the recipe if none is given.
 RUNS = {"train": (Train, TrainConfig, "demo"), "sft": (Sft, SftConfig, "sft")}
@@ -68,6 +70,8 @@ def told_warnings(run: Callable[[], int]) -> int:
 
 def parse(args: list[str]) -> Any:
     """The command that the arguments describe. Raises UserError, or SystemExit(0) after --help."""
+    if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        raise UserError(f"there is no command {args[0]!r}{hint(args[:1], COMMANDS)}; see --help")
     defaults = {}
     for name, (command, kind, recipe) in RUNS.items():
         recipe = flag_value(args, "--recipe") or recipe
@@ -83,15 +87,33 @@ def parse(args: list[str]) -> Any:
 
 def read_arguments(kind: Any, args: Sequence[str], prog: str, description: str | None = None) -> Any:
     """What the arguments say, of the type `kind`. Raises UserError, or SystemExit(0) after --help."""
-    printed = io.StringIO()
+    printed, config = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.redirect_stderr(printed):
-            config = (tyro.conf.FlagCreatePairsOff,)
             return tyro.cli(kind, prog=prog, description=description, args=args, config=config)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(one_sentence(printed.getvalue())) from None
+    sentence = one_sentence(printed.getvalue())
+    unknown = re.match(r"unrecognized options: (.*)", sentence)
+    end = hint(unknown[1].split(", "), words_of(kind, args, config)) if unknown else ""
+    raise UserError(f"{sentence}{end}; see --help")
+
+
+def words_of(kind: Any, args: Sequence[str], config: tuple) -> list[str]:
+    """The flags, and the names of commands, that the help of the command in `args` has."""
+    leading = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args))
+    for count in range(len(leading), -1, -1):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                tyro.cli(kind, args=[*leading[:count], "--help"], config=config)
+            except SystemExit as stop:
+                if not stop.code:
+                    text = printed.getvalue()
+                    names = [name for group in re.findall(r"\{([\w,-]+)\}", text) for name in group.split(",")]
+                    return list(dict.fromkeys([*re.findall(r"(?<![\w-])--[a-z0-9-]+", text), *names]))
+    return []
 
 
 def run_defaults(args: list[str], kind: type[TrainConfig], recipe: str) -> TrainConfig:
@@ -113,7 +135,7 @@ def flag_value(args: list[str], name: str) -> str | None:
 
 
 def one_sentence(message: str) -> str:
-    """tyro's error message as a sentence: what is wrong, without its help, and the flags that may have been meant.
+    """tyro's error message as a sentence without its end: what is wrong, without its help and its hints.
 
     tyro prints a title, what is wrong, and hints, between rules; in a frame that holds the title, where the standard
     output is UTF-8.
@@ -127,8 +149,5 @@ def one_sentence(message: str) -> str:
     # A missing positional argument comes with its whole help.
     sentence = re.sub(r"^(Missing from [^:]+: \S+).*", r"\1", parts[0]).rstrip(".").replace(". Expected", ", expected")
     if not sentence:
-        return "the arguments cannot be read; see --help"
-    flags = re.findall(r"--[a-z0-9-]+", " ".join(part for part in parts if part.startswith("Perhaps you meant")))
-    flags = [name for name in dict.fromkeys(flags) if name != "--help"]
-    meant = f"; perhaps you meant {' or '.join(flags)}" if flags else ""
-    return f"{sentence[0].lower()}{sentence[1:]}{meant}; see --help"
+        return "the arguments cannot be read"
+    return f"{sentence[0].lower()}{sentence[1:]}"

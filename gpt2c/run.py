@@ -55,8 +55,9 @@ class Run:
     def check(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
         """UserError if the run was started with other settings or data. Nothing is written."""
         recorded = settings_of(self.folder, config.command)
+        absent = type(config)().to_dict()  # a setting that came after the run was started has done nothing in it
         for name, value in config.to_dict().items():
-            found = recorded["settings"].get(name)
+            found = recorded["settings"].get(name, absent[name])
             if name not in config.may_change and found != value:
                 raise UserError(
                     f"{config.out} was started with {flag(name)} {found}, found {value}: a resumed run keeps its "

@@ -253,8 +253,10 @@ def restore_state(
     guard: SpikeGuard,
     scale: LossScale,
 ) -> None:
-    """Moments, guard and loss scale of a checkpoint."""
+    """Moments, guard and loss scale of a checkpoint; the first versions had neither of the latter."""
     checkpoint.restore(folder, model, optimizer)
+    if not record.sha256:
+        return
     try:
         guard.restore(record.guard)
         scale.restore(record.loss_scale)

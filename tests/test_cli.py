@@ -101,8 +101,13 @@ def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture) -> None:
     ("args", "words"),
     [
         ([], "expected one of {" + ", ".join(commands.COMMANDS) + "}"),
-        (["trian"], "trian"),
-        (["train", "--stps", "3"], "--stps, 3; perhaps you meant --steps"),
+        (["trian"], "there is no command 'trian'; perhaps you meant train; see --help"),
+        (["bench", "kernel"], "unrecognized options: kernel; perhaps you meant kernels; see --help"),
+        (["train", "--stps", "3"], "--stps, 3; perhaps you meant --steps; see"),
+        (["train", "--step", "3"], "--step, 3; perhaps you meant --steps; see"),
+        (["train", "--learning_rate=3"], "--learning_rate=3; perhaps you meant --lr; see"),
+        (["sample", "m", "--max-tokens", "3"], "--max-tokens, 3; perhaps you meant --max-new-tokens; see"),
+        (["train", "--zzz", "3"], "unrecognized options: --zzz, 3; see --help"),
         (["train", "--steps", "many"], "--steps: invalid literal for int"),
         (["train", "--steps"], "missing value for argument '--steps'"),
         (["train", "--steps", "0"], "--steps is 0, expected at least 1"),
@@ -154,8 +159,8 @@ def test_mistakes_in_sampling(capsys: pytest.CaptureFixture, finished: Path, arg
 
 
 def test_a_parser_that_prints_something_else_still_gives_a_sentence() -> None:
-    assert cli.one_sentence("") == "the arguments cannot be read; see --help"
-    assert cli.one_sentence("Something new\nin two lines.") == "something new in two lines; see --help"
+    assert cli.one_sentence("") == "the arguments cannot be read"
+    assert cli.one_sentence("Something new\nin two lines.") == "something new in two lines"
 
 
 # Training

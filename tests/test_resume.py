@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -194,6 +195,35 @@ def test_a_moved_run_resumes(tmp_path: Path) -> None:
     (tmp_path / "text.txt").rename(tmp_path / "same.txt")
     config = tiny.config(tmp_path, out=tmp_path / "elsewhere", steps=9, data=str(tmp_path / "same.txt"))
     assert train(config, resume=True).step == 9
+
+
+# What the versions before did not have: settings in run.json, and fields of a checkpoint's training.json.
+LATER = ["device", "precision", "compile", "shard_optimizer", "init", "freeze_layers", "lora_rank", "lora_alpha"]
+LATER += ["spike_z", "skip_limit", "hellaswag", "hellaswag_items", "tensorboard", "wandb"]
+VERSIONS: dict[str, tuple[list[str], list[str]]] = {
+    "the last one": (["spike_z"], []),
+    "one process, fp32": (LATER, ["guard", "loss_scale", "sha256", checkpoint.DIGEST]),
+    "no recompute": ([*LATER, "recompute"], ["guard", "loss_scale", "sha256", checkpoint.DIGEST]),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_of_an_earlier_version_resumes(finished: Path, tmp_path: Path, version: str) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    settings, fields = VERSIONS[version]
+    last = checkpoint.latest(tmp_path / "run")
+    for path, section, names in (
+        (tmp_path / "run/run.json", "settings", settings),
+        (last / checkpoint.RECORD, None, fields),
+    ):
+        record = json.loads(path.read_text())
+        for name in names:
+            del (record[section] if section else record)[name]
+        path.write_text(json.dumps(record))
+    config = tiny.config(tmp_path, steps=9)
+    assert train(config, resume=True).step == 9
+    message = refusal(dataclasses.replace(config, spike_z=5.0), resume=True)
+    assert "was started with --spike-z 0.0, found 5.0" in message
 
 
 # Refusals
