@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2c.errors import shown
+
 # Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), table 2: (n_layer, n_head, n_embd).
 # The head counts are those of the released weights.
 PRESETS = {
@@ -85,13 +87,13 @@ class GPT2Config:
 
 def _require_positive_int(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}, expected an integer")
+        raise TypeError(f"{name} is {shown(value)}, expected an integer")
     if value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1")
 
 
 def _require_finite_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}, expected a number")
+        raise TypeError(f"{name} is {shown(value)}, expected a number")
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}, expected a finite number")

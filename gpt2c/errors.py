@@ -8,6 +8,11 @@ class UserError(Exception):
     """
 
 
+def shown(value: object) -> str:
+    """A value within a sentence: on one line, and of an array its type alone."""
+    return f"a {type(value).__name__}" if hasattr(value, "shape") else " ".join(repr(value).split())
+
+
 class ToldElsewhere(UserError):
     """A UserError that another of a run's processes tells, so that the user reads it once."""
 

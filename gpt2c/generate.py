@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2c.decode import MOST_ROWS, Decoder, can_decode, check_weights
+from gpt2c.errors import shown
 from gpt2c.watch import Watch
 
 if TYPE_CHECKING:
@@ -272,14 +273,14 @@ def check_sampling(
         if value is None and name != "max_new_tokens":
             continue
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"generate: {name} is {value!r}, expected an integer")
+            raise TypeError(f"generate: {name} is {shown(value)}, expected an integer")
         if value < smallest:
             raise ValueError(f"generate: {name} is {value}, expected at least {smallest}")
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if value is None and name == "top_p":
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"generate: {name} is {value!r}, expected a number")
+            raise TypeError(f"generate: {name} is {shown(value)}, expected a number")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"generate: temperature is {temperature}, expected a finite number of at least 0")
     if top_p is not None and not 0 < top_p <= 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gpt2c.errors import shown
+
 STATE = ("step", "exp_avg", "exp_avg_sq", "master")
 NUMBERS = ("lr", "betas", "eps", "weight_decay")
 OWN = (*NUMBERS, "master_weights", "stochastic_rounding", "seed")
@@ -25,7 +27,7 @@ def check_options(group: dict) -> None:
         elif name not in NEUTRAL:
             raise ValueError(f"AdamW: a group has {name!r}, which is no setting of it, expected {', '.join(OWN)}")
         elif value not in (NEUTRAL[name], None):
-            raise ValueError(f"AdamW: {name} is {value!r}, which is not supported, expected {NEUTRAL[name]}")
+            raise ValueError(f"AdamW: {name} is {shown(value)}, which is not supported, expected {NEUTRAL[name]}")
 
 
 def check_saved(groups: list[dict]) -> None:

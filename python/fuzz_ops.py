@@ -1,8 +1,8 @@
 """Calls every public op with arguments of all kinds, in a child process: python python/fuzz_ops.py [calls] [seed].
 
-Each call must agree with the float64 reference within tests/tolerances.py or raise TypeError, ValueError, IndexError or
-NotImplementedError with a sentence that names the op. A crash of the child is a finding, too: it writes down what it is
-about to call. Prints the number of calls and what was found; exit code 1 if something was.
+Each call, and its gradients, must agree with the float64 reference within tests/tolerances.py or raise TypeError,
+ValueError, IndexError or NotImplementedError with a sentence that names the op. A crash of the child is a finding, too:
+it writes down what it is about to call. Prints the number of calls and what was found; exit code 1 if something was.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "strided": strided,
     "shifted": shifted,
     "negated": lambda x: torch._neg_view(-x) if x.is_floating_point() else x,
+    "broadcast": lambda x: x[:1].expand(x.shape) if x.dim() > 1 else x,
     "turned": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1) if x.dim() > 1 else x,
 }
 ODD = (
@@ -48,6 +49,9 @@ class Arguments:
         self.dtype = self.draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16]))
         self.odd_at = self.draw(st.integers(-12, 9))  # which argument, mostly none
         torch.manual_seed(self.draw(st.integers(0, 99)))
+        self.scale = self.draw(st.sampled_from([1.0, 1.0, 1e-4, 1e4]))
+        self.floor = 1.0  # the size of the terms, see checks.assert_close
+        self.gradients = True
 
     def draw(self, strategy: st.SearchStrategy) -> object:
         value = self.data.draw(strategy)
@@ -57,8 +61,15 @@ class Arguments:
     def size(self, least: int = 0, most: int = 9) -> int:
         return self.draw(st.integers(least, most))
 
-    def floats(self, *shape: int) -> Tensor:
-        return LAYOUTS[self.draw(st.sampled_from(sorted(LAYOUTS)))](torch.randn(shape).to(self.dtype))
+    def floats(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return LAYOUTS[self.draw(st.sampled_from(sorted(LAYOUTS)))]((torch.randn(shape) * scale).to(self.dtype))
+
+    def starts(self, B: int, T: int) -> Tensor | None:
+        if not self.draw(st.booleans()):
+            return None
+        first = torch.rand(B, T) < 0.3
+        starts = (first * torch.arange(T)).cummax(1).values if T else first.long()
+        return starts - int(self.draw(st.integers(0, 19)) == 0)  # -1 is refused
 
     def ids(self, V: int, *shape: int) -> Tensor:
         high = V + (self.draw(st.integers(0, 9)) == 0)
@@ -73,19 +84,35 @@ class Arguments:
 
 def draw_layernorm(a: Arguments) -> tuple:
     C = a.size()
+    x, weight, bias = a.floats(a.size(), C, scale=a.scale), a.floats(C), a.floats(C)
     eps = a.draw(st.sampled_from([1e-5, 1e-3]))
-    return ops.layernorm, ops.layernorm_reference, a.finish(a.floats(a.size(), C), a.floats(C), a.floats(C), eps)
+    _amplify(a, x, eps)
+    return ops.layernorm, ops.layernorm_reference, a.finish(x, weight, bias, eps)
 
 
 def draw_residual_layernorm(a: Arguments) -> tuple:
     N, C = a.size(), a.size()
-    values = a.finish(a.floats(N, C), a.floats(N, C), a.floats(C), a.floats(C), 1e-5)
+    x, residual = a.floats(N, C, scale=a.scale), a.floats(N, C, scale=a.scale)
+    _amplify(a, x.double().abs() + residual.double().abs(), 1e-5, x.double() + residual.double())
+    values = a.finish(x, residual, a.floats(C), a.floats(C), 1e-5)
     return ops.residual_layernorm, ops.residual_layernorm_reference, values
+
+
+def _amplify(a: Arguments, size: Tensor, eps: float, h: Tensor | None = None) -> None:
+    """The mean, of the size of h, is rounded, and so is h where it is a sum: each moves (h - mean) rstd by up to an
+    eps of h's size times rstd. That is more than the tolerance of 3e-6 where elements are nearly equal; a gradient has
+    one rstd more."""
+    h = size if h is None else h
+    if h.numel():
+        rstd = torch.rsqrt(h.double().var(-1, correction=0) + eps)
+        amplified = float((size.double().abs().amax(-1) * rstd).max())
+        a.floor = max(1.0, a.scale, amplified * 2**-23 * 3 / 3e-6)
+        a.gradients = amplified < 10
 
 
 def draw_gelu(a: Arguments) -> tuple:
     form = a.draw(st.sampled_from(["tanh", "none"]))
-    return ops.gelu, ops.gelu_reference, a.finish(a.floats(a.size(), a.size()), form)
+    return ops.gelu, ops.gelu_reference, a.finish(a.floats(a.size(), a.size(), scale=a.scale), form)
 
 
 def draw_bias_gelu(a: Arguments) -> tuple:
@@ -96,7 +123,8 @@ def draw_bias_gelu(a: Arguments) -> tuple:
 def draw_matmul(a: Arguments) -> tuple:
     M, K, N = a.size(), a.size(), a.size()
     bias = a.floats(N) if a.draw(st.booleans()) else None
-    return ops.matmul, ops.matmul_reference, a.finish(a.floats(M, K), a.floats(K, N), bias)
+    a.floor = 3 * K * max(1.0, a.scale)
+    return ops.matmul, ops.matmul_reference, a.finish(a.floats(M, K, scale=a.scale), a.floats(K, N), bias)
 
 
 def draw_attention(a: Arguments) -> tuple:
@@ -104,14 +132,17 @@ def draw_attention(a: Arguments) -> tuple:
     dropout = a.draw(st.sampled_from([0.0, 0.0, 0.3, 1.0, -0.5]))
     values = a.finish(
         a.floats(B, H, Tq, D), a.floats(B, H, Tk, D), a.floats(B, H, Tk, D), a.draw(st.booleans()),
-        a.draw(st.sampled_from([None, 0.5])), dropout, torch.tensor([7]),
+        a.draw(st.sampled_from([None, 0.5])), dropout, torch.tensor([7]), a.starts(B, Tk) if Tq == Tk else None,
     )  # fmt: skip
+    a.floor = 4.0  # products of two or, in gradients, three normal numbers, summed over D
     return ops.attention, ops.attention_reference, values
 
 
 def draw_cross_entropy(a: Arguments) -> tuple:
     N, V = a.size(), a.size()
-    return ops.cross_entropy, ops.cross_entropy_reference, a.finish(a.floats(N, V), a.ids(V, N), -100)
+    a.floor = max(1.0, a.scale)
+    values = a.finish(a.floats(N, V, scale=a.scale), a.ids(V, N), a.draw(st.sampled_from([-100, 0])))
+    return ops.cross_entropy, ops.cross_entropy_reference, values
 
 
 def draw_linear_cross_entropy(a: Arguments) -> tuple:
@@ -122,12 +153,15 @@ def draw_linear_cross_entropy(a: Arguments) -> tuple:
 
 def draw_embedding(a: Arguments) -> tuple:
     B, T, V, P, C = a.size(0, 3), a.size(), a.size(), a.size(), a.size()
-    values = a.finish(a.ids(V, B, T), a.floats(V, C), a.floats(P, C), a.draw(st.integers(-1, 3)))
+    start, starts = a.draw(st.integers(-1, 3)), a.starts(B, T)
+    a.floor = max(1.0, a.scale) * max(1, B * T)  # as many rows a gradient adds up
+    values = a.finish(a.ids(V, B, T), a.floats(V, C, scale=a.scale), a.floats(P, C), start, None, starts)
     return ops.embedding, ops.embedding_reference, values
 
 
 def draw_grad_norm(a: Arguments) -> tuple:
-    grads = [a.floats(a.size(), a.size()) for _ in range(a.size(0, 3))]
+    a.gradients = False
+    grads = [a.floats(a.size(), a.size(), scale=a.scale) for _ in range(a.size(0, 3))]
     return ops.grad_norm, ops.grad_norm_reference, [a.finish(*grads)]
 
 
@@ -137,8 +171,65 @@ def draw_block(a: Arguments) -> tuple:
     shapes = [(C,), (C,), (C, 3 * C), (3 * C,), (C, C), (C,), (C,), (C,), (C, 4 * C), (4 * C,), (4 * C, C), (C,)]
     weights = [a.floats(*shape) * 0.3 for shape in shapes]
     h = a.floats(B, T, C) if a.draw(st.booleans()) else None
-    values = a.finish(a.floats(B, T, C), h, weights, H, 1e-5)
-    return ops.block, ops.block_reference, values
+    a.gradients = C >= 8  # rarely are all elements of a row nearly equal
+    a.floor = 10.0 * max(1, B * T)  # sums over tokens
+    recompute, starts = a.draw(st.booleans()), a.starts(B, T)
+
+    def block(*values: object) -> object:
+        return ops.block(*values, recompute=recompute, starts=starts)
+
+    def reference(*values: object) -> object:
+        return ops.block_reference(*values, starts=starts)
+
+    return block, reference, a.finish(a.floats(B, T, C), h, weights, H, 1e-5)
+
+
+def draw_adamw(a: Arguments) -> tuple:
+    shapes = [(a.size(), a.size()) for _ in range(a.size(0, 3))]
+    a.gradients = False
+    a.floor = a.scale * a.scale if a.scale > 1 else 1.0
+
+    def state() -> list[Tensor]:
+        return [torch.rand(shape) for shape in shapes]
+
+    params = [a.floats(*shape).contiguous() for shape in shapes]
+    grads = [a.floats(*shape, scale=a.scale) for shape in shapes]
+    betas = a.draw(st.sampled_from([(0.9, 0.95), (0.0, 0.0), (0.9, 1.0)]))
+    values = a.finish(params, grads, state(), state(), a.size(0, 3), 1e-2, *betas, 1e-8, 0.1)
+
+    def on_copies(function: Callable) -> Callable:
+        def adamw(params: object, grads: object, exp_avgs: object, exp_avg_sqs: object, *numbers: object) -> object:
+            changed = [_copies(tensors) for tensors in (params, exp_avgs, exp_avg_sqs)]
+            function(changed[0], grads, *changed[1:], *numbers)
+            return [tensor for tensors in changed for tensor in tensors]
+
+        return adamw
+
+    return on_copies(ops.adamw_), on_copies(ops.adamw_reference), values
+
+
+def _copies(tensors: object) -> object:
+    is_list = isinstance(tensors, list) and all(isinstance(tensor, Tensor) for tensor in tensors)
+    return [tensor.resolve_neg().clone() for tensor in tensors] if is_list else tensors
+
+
+def draw_loss(a: Arguments) -> tuple:
+    """The model's loss beside the cross entropy of its logits."""
+    V = a.size(1)
+    model = GPT2(GPT2Config(vocab_size=V, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    B, T = a.size(0, 3), a.size()
+    targets, a.dtype = a.ids(V, B, T), torch.float32
+    targets = torch.where(torch.rand(B, T) < 0.2, -100, targets)
+
+    def linear_cross_entropy(idx: object, targets: object, starts: object) -> Tensor:
+        return model(idx, targets, starts=starts)[1]
+
+    def reference(idx: Tensor, targets: Tensor, starts: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            logits = model(idx, starts=starts)[0].double()
+        return ops.cross_entropy_reference(logits.flatten(0, 1), targets.flatten())
+
+    return linear_cross_entropy, reference, a.finish(a.ids(V, B, T), targets, a.starts(B, T))
 
 
 def draw_generate(a: Arguments) -> tuple:
@@ -176,20 +267,56 @@ def check(a: Arguments, case: Callable, note: Callable[[str], object]) -> str:
     op = run.__name__
     note(f"{op} {describe(values)}")
     try:
-        found = run(*values)
+        given = needing(values) if a.gradients else values
+        found = run(*given)
     except REFUSALS as error:
         text = str(error)
-        assert text.split(":")[0].split(" ")[0] in (op, "layernorm", "gelu", "GPT2"), f"{op} says: {text}"
+        assert text.split(":")[0].split(" ")[0] in (op, "layernorm", "gelu", "GPT2", "embedding"), f"{op} says: {text}"
         assert "\n" not in text, f"{op} says: {text}"
         return "refused"
-    expected = reference(*exact(values))
+    wanted = needing(exact(values)) if a.gradients else exact(values)
+    expected = reference(*wanted)
     name = {"residual_layernorm": "layernorm", "bias_gelu": "gelu"}.get(op, op)
     for got, want in zip(as_tuple(found), as_tuple(expected), strict=True):
-        if not want.is_floating_point():
+        if got.is_meta:  # which has no values
+            assert got.shape == want.shape, f"{op} gives the shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+        elif not want.is_floating_point():
             assert torch.equal(got, want), f"{op} gives {got.tolist()}, expected {want.tolist()}"
         elif want.isfinite().all() or not got.isnan().all():
-            assert_close(name, "output", got, want, values_dtype(values), floor=1.0)
+            assert_close(name, "output", got, want, values_dtype(values), a.floor)
+    if a.gradients:
+        check_gradients(name, given, found, wanted, expected, a.floor)
     return "right"
+
+
+def needing(values: object) -> object:
+    """The same with floating-point tensors that need a gradient."""
+    if isinstance(values, (list, tuple)):
+        return [needing(value) for value in values]
+    return values.detach().requires_grad_() if isinstance(values, Tensor) and values.is_floating_point() else values
+
+
+def leaves(values: list) -> list[Tensor]:
+    flat = (value for item in values for value in (item if isinstance(item, list) else [item]))
+    return [value for value in flat if isinstance(value, Tensor) and value.requires_grad]
+
+
+def check_gradients(name: str, given: list, found: object, wanted: list, expected: object, floor: float) -> None:
+    pairs = [
+        (got, want)
+        for got, want in zip(as_tuple(found), as_tuple(expected), strict=True)
+        if got.requires_grad and want.requires_grad and not got.is_meta and want.isfinite().all()
+    ]
+    if not pairs:
+        return
+    upstream = [torch.randn_like(got) for got, _ in pairs]
+    inputs = leaves(given), leaves(wanted)
+    got = torch.autograd.grad([got for got, _ in pairs], inputs[0], upstream, allow_unused=True)
+    doubles = [u.double() for u in upstream]
+    want = torch.autograd.grad([want for _, want in pairs], inputs[1], doubles, allow_unused=True)
+    for i, (leaf, g, w) in enumerate(zip(inputs[0], got, want, strict=True)):
+        if w is not None and w.isfinite().all():
+            assert_close(name, f"gradient {i}", torch.zeros_like(leaf) if g is None else g, w, leaf.dtype, floor)
 
 
 def values_dtype(values: list) -> torch.dtype:

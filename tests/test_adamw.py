@@ -83,6 +83,13 @@ def test_first_step(backend: str, beta1: float, beta2: float) -> None:
     check([params, grads, [torch.zeros(100)], [torch.zeros(100)]], step=1, beta1=beta1, beta2=beta2)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_small_gradient_after_a_large_one(backend: str, beta: float) -> None:
+    params, grads, exp_avgs, exp_avg_sqs = state((100,))
+    grads = [1e-6 * grads[0]]
+    check([params, grads, exp_avgs, exp_avg_sqs], beta1=beta, beta2=beta)
+
+
 def test_zero_gradient_and_state(backend: str) -> None:
     lists = [[randn(9)], *([torch.zeros(9)] for _ in range(3))]
     before = lists[0][0].clone()
@@ -238,6 +245,7 @@ BF16 = {"params": [torch.ones(4).bfloat16()], "grads": [torch.ones(4).bfloat16()
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"params": torch.ones(4)}, TypeError, "params is of type Tensor, expected a list of tensors"),
         ({"grads": []}, ValueError, r"have \(1, 0, 1, 1\) tensors, expected the same number"),
         ({"grads": [torch.ones(3)]}, ValueError, r"grads\[0\] has shape \(3,\), expected \(4,\)"),
         ({"exp_avgs": [torch.ones(4).bfloat16()]}, TypeError, r"exp_avgs\[0\] has dtype torch.bfloat16, expected"),

@@ -211,6 +211,11 @@ class TestSampling:
     [
         ({"max_new_tokens": -1}, ValueError, "generate: max_new_tokens is -1, expected at least 0"),
         ({"max_new_tokens": 1.5}, TypeError, "generate: max_new_tokens is 1.5, expected an integer"),
+        (
+            {"max_new_tokens": torch.ones(2, 2)},
+            TypeError,
+            "^generate: max_new_tokens is a Tensor, expected an integer$",
+        ),
         ({"max_new_tokens": None}, TypeError, "generate: max_new_tokens is None, expected an integer"),
         ({"temperature": -0.1}, ValueError, "generate: temperature is -0.1, expected a finite number of at least 0"),
         ({"temperature": float("nan")}, ValueError, "temperature is nan, expected a finite number of at least 0"),

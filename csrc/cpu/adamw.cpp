@@ -65,6 +65,16 @@ class StochasticRounding {
     uint16_t bits_[kBlock];
 };
 
+// A moving average, which keeps little of itself if its rate is high: then the step is taken from x, whose digits the
+// difference from a much larger average has lost.
+struct Average {
+    float rate, keep;
+
+    explicit Average(double beta) : rate(static_cast<float>(1 - beta)), keep(static_cast<float>(beta)) {}
+
+    vf moved(vf average, vf x) const { return rate < 0.5f ? average + (x - average) * rate : x - (x - average) * keep; }
+};
+
 }  // namespace
 
 void adamw(DType dtype, void* const* params, const void* const* grads, void* const* m, void* const* v,
@@ -72,7 +82,7 @@ void adamw(DType dtype, void* const* params, const void* const* grads, void* con
            double eps, double weight_decay, double bias1, double bias2, const float* grad_scale, const int64_t* seed,
            int threads) {
     const float decay = static_cast<float>(1 - lr * weight_decay), step = static_cast<float>(lr / bias1);
-    const float rate1 = static_cast<float>(1 - beta1), rate2 = static_cast<float>(1 - beta2);
+    const Average first(beta1), second(beta2);
     const float inv_sqrt_bias2 = static_cast<float>(1 / __builtin_sqrt(bias2));
     const float eps_ = static_cast<float>(eps), scale = grad_scale ? *grad_scale : 1.0f;
     if (!__builtin_isfinite(scale)) return;
@@ -88,9 +98,8 @@ void adamw(DType dtype, void* const* params, const void* const* grads, void* con
             StochasticRounding rounding(seed, chunk.tensor);
             for_lanes(chunk.size, [&](int64_t i, auto lanes) {
                 const vf g = lanes.get(grad + i) * scale;
-                const vf m0 = lanes.get(m_ + i), v0 = lanes.get(v_ + i);
-                const vf m1 = m0 + (g - m0) * rate1;
-                const vf v1 = v0 + (g * g - v0) * rate2;
+                const vf m1 = first.moved(lanes.get(m_ + i), g);
+                const vf v1 = second.moved(lanes.get(v_ + i), g * g);
                 lanes.put(m_ + i, m1);
                 lanes.put(v_ + i, v1);
                 vf p = master ? lanes.get(master + i) : lanes.get(param + i);

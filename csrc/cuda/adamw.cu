@@ -56,12 +56,24 @@ GPT2C_DEVICE bool aligned(const Pointers*... p) {
     return ((reinterpret_cast<uintptr_t>(p) | ...) % 16) == 0;
 }
 
+// A moving average, which keeps little of itself if its rate is high: then the step is taken from x, whose digits the
+// difference from a much larger average has lost.
+struct Average {
+    float rate, keep;
+
+    __device__ __forceinline__ float moved(float average, float x) const {
+        return rate < 0.5f ? average + (x - average) * rate : x - (x - average) * keep;
+    }
+};
+
 struct Constants {
-    float decay, step, rate1, rate2, inv_sqrt_bias2, eps;
+    float decay, step;
+    Average first, second;
+    float inv_sqrt_bias2, eps;
 
     __device__ __forceinline__ float update(float p, float g, float& m, float& v) const {
-        m += (g - m) * rate1;
-        v += (g * g - v) * rate2;
+        m = first.moved(m, g);
+        v = second.moved(v, g * g);
         return p * decay - m * step / (sqrtf(v) * inv_sqrt_bias2 + eps);
     }
 };
@@ -203,8 +215,8 @@ void adamw(DType dtype, void* const* params, const void* const* grads, void* con
            int) {
     const Constants constants{static_cast<float>(1 - lr * weight_decay),
                               static_cast<float>(lr / bias1),
-                              static_cast<float>(1 - beta1),
-                              static_cast<float>(1 - beta2),
+                              {static_cast<float>(1 - beta1), static_cast<float>(beta1)},
+                              {static_cast<float>(1 - beta2), static_cast<float>(beta2)},
                               static_cast<float>(1 / sqrt(bias2)),
                               static_cast<float>(eps)};
     dispatch(dtype, [&](auto t) {

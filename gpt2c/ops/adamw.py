@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gpt2c import _native
-from gpt2c.ops._library import as_number, check_integers, check_shape, check_tensors, define
+from gpt2c.ops._library import as_number, as_tensors, check_integers, check_shape, check_tensors, define
 from gpt2c.ops.philox import philox_reference
 
 
@@ -70,7 +70,8 @@ def adamw_(
     Raises ValueError or TypeError where lists, shapes, dtypes or devices differ from that.
     """
     if not isinstance(grad_scale, Tensor):
-        device = params[0].device if params and isinstance(params[0], Tensor) else "cpu"
+        params = as_tensors("adamw", "params", params)
+        device = params[0].device if params else "cpu"
         scale = as_number("adamw", "grad_scale", grad_scale)
         grad_scale = None if scale == 1.0 else torch.full((), scale, dtype=torch.float32, device=device)
     _adamw(
