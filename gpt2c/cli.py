@@ -22,6 +22,7 @@ from gpt2c.errors import ToldElsewhere, UserError
 from gpt2c.run import recorded_settings
 from gpt2c.settings import TrainConfig, load_recipe
 from gpt2c.suggest import hint
+from gpt2c.unused import tell_unused, typed
 
 # The commands that take a recipe: their settings, and the recipe if none is given.
 RUNS = {"train": (Train, TrainConfig, "demo"), "sft": (Sft, SftConfig, "sft")}
@@ -82,7 +83,9 @@ def parse(args: list[str]) -> Any:
             for name, kind in COMMANDS.items()
         )
     ]
-    return read_arguments(commands, args, "gpt2c", "Train GPT-2 and let it write, on this machine's own kernels.")
+    found = read_arguments(commands, args, "gpt2c", "Train GPT-2 and let it write, on this machine's own kernels.")
+    tell_unused(typed(args), found)
+    return found
 
 
 def read_arguments(kind: Any, args: Sequence[str], prog: str, description: str | None = None) -> Any:

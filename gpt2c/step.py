@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from gpt2c.model import GPT2
 from gpt2c.optim import AdamW
 from gpt2c.settings import TrainConfig
 
+JUMP = 1.5  # what the learning rate may be multiplied by between two steps without a note
+
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The learning rate of a step, counted from 1: lr * step / warmup_steps up to warmup_steps, then half a cosine
@@ -24,6 +27,29 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.lr * step / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
     return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.lr - config.min_lr)
+
+
+def tell_schedule(config: TrainConfig, before: TrainConfig | None, step: int) -> None:
+    """A note where the learning rate is not what its flags suggest: a run that does not go beyond its warm-up, or that
+    goes on after `step` steps with another number of steps than `before`, in which the cosine is another."""
+    if before is None or before.steps == config.steps:
+        if step == 0 and 0 < config.steps <= config.warmup_steps:
+            last = learning_rate(config.steps, config)
+            warnings.warn(
+                f"the warm-up takes all steps (--warmup-steps {config.warmup_steps}, --steps {config.steps}): the "
+                f"learning rate climbs to {last:.2g} at the last one, --lr is {config.lr:.2g}, and never falls; give a "
+                "smaller --warmup-steps",
+                stacklevel=2,
+            )
+    elif 0 < step < config.steps:
+        was, now = learning_rate(step, before), learning_rate(step + 1, config)
+        if not 1 / JUMP < now / max(was, 1e-30) < JUMP:
+            warnings.warn(
+                f"--steps is {config.steps}, before it was {before.steps}: the learning rate goes from {was:.2g} to "
+                f"{now:.2g} at once, to that of a run of {config.steps} steps; to train on at a low rate, start "
+                "another run from this one with --init",
+                stacklevel=2,
+            )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

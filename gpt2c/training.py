@@ -25,10 +25,10 @@ from gpt2c.load import load_model, tokenizer_of
 from gpt2c.logs import Sink
 from gpt2c.model import GPT2
 from gpt2c.precision import LossScale, find_precision
-from gpt2c.run import METRICS, SAMPLES, Run
+from gpt2c.run import METRICS, SAMPLES, Run, recorded_settings
 from gpt2c.settings import TrainConfig
 from gpt2c.spikes import SpikeGuard
-from gpt2c.step import make_optimizer
+from gpt2c.step import make_optimizer, tell_schedule
 from gpt2c.tokenizer import Tokenizer, get_tokenizer, is_own, save_tokenizer
 from gpt2c.tokenizer.description import TOKENIZER
 from gpt2c.tokenizer.model_ids import write_model_ids
@@ -105,6 +105,8 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     guard, scale = SpikeGuard(config.spike_z), LossScale.of(precision)
     if last:
         processes.together(lambda: restore_state(last, record, model, optimizer, guard, scale))
+    before = recorded_settings(config.out, type(config)) if resume and processes.is_first else None
+    processes.first_does(lambda: tell_schedule(config, before, record.step if record else 0))
     if resume:
         at, lengths = (record.step, record.files) if record else (0, {METRICS: 0, SAMPLES: 0})
         processes.first_does(lambda: run.rewind(config, fingerprint, facts, at, lengths))

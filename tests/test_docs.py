@@ -159,7 +159,9 @@ def look_up(words: list[str]) -> int:
     """What a command names is there; of gpt2c and torchrun's gpt2c the parser takes every word."""
     if words[0] == "torchrun":
         assert words[words.index("-m") + 1] == "gpt2c"
-        words = words[words.index("-m") + 1 :]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "2")
+            return read(words[words.index("-m") + 2 :])
     if words[0] == "gpt2c":
         return read(words[1:])
     if words[0] == "make":
