@@ -241,5 +241,7 @@ def test_opcheck(backend: str) -> None:
 )
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     given = {"idx": torch.zeros(1, 3).long(), "wte": torch.ones(9, 4), "wpe": torch.ones(5, 4), **change}
-    with pytest.raises(error, match="embedding: .*" + message):
-        ops.embedding(**given)
+    trained = {name: x.clone().requires_grad_() if name in ("wte", "wpe") else x for name, x in given.items()}
+    for values in (given, trained):
+        with pytest.raises(error, match="embedding: .*" + message):
+            ops.embedding(**values)
