@@ -22,12 +22,16 @@ PEERS += tenacity tokenizers transformers uvicorn wandb zstandard
 # Two processes, each of which takes whole files: what a file's tests share is made once.
 IN_PARALLEL := --numprocesses 2 --dist loadfile
 
+# Ctrl-C is told by the command that it ends, with code 130, and needs no error of make's. The shell outlives it.
+BEFORE := trap : INT;
+ENDED := || { code=$$?; [ $$code -eq 130 ] || exit $$code; }
+
 .PHONY: demo test lint bench docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	@out=runs/demo; [ ! -e $$out ] || out=$$out-$$(date +%Y%m%d-%H%M%S); \
-		$(BIN)/gpt2c train --recipe demo --data "$(TEXT)" --out $$out
+	@$(BEFORE) out=runs/demo; [ ! -e $$out ] || out=$$out-$$(date +%Y%m%d-%H%M%S); \
+		$(BIN)/gpt2c train --recipe demo --data "$(TEXT)" --out $$out $(ENDED)
 
 test: .venv/installed-test
 	@$(BIN)/pytest $(IN_PARALLEL)
@@ -38,8 +42,8 @@ lint: .venv/installed-lint
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 bench: .venv/installed-test
-	@$(BIN)/gpt2c bench kernels --sizes B4xT64 --parts sizes overhead --seconds 0.3
-	@$(BIN)/gpt2c bench train --steps 8
+	@$(BEFORE) { $(BIN)/gpt2c bench kernels --sizes B4xT64 --parts sizes overhead --seconds 0.3 && \
+		$(BIN)/gpt2c bench train --steps 8; } $(ENDED)
 
 docs: .venv/installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet # the theme's notice about its successor is not about these pages

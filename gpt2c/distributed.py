@@ -110,12 +110,14 @@ def processes(device: str) -> Iterator[Processes]:
             f"the environment says WORLD_SIZE={world}, but has no {' and no '.join(missing)}: start the processes with "
             "torchrun, or unset WORLD_SIZE to train in one"
         )
+    if rank >= world:
+        raise UserError(f"the environment says RANK={rank} and WORLD_SIZE={world}, expected a rank below the size")
     found = find_device(device, local)
     if world == 1:
         yield Processes(0, 1, found)
         return
+    _join("nccl" if found.type == "cuda" else "gloo")
     try:
-        _join("nccl" if found.type == "cuda" else "gloo")
         yield Processes(rank, world, found)
         dist.barrier()
         dist.destroy_process_group()
@@ -123,8 +125,8 @@ def processes(device: str) -> Iterator[Processes]:
         if not _is_of_communication(error):
             raise
         raise UserError(
-            f"process {rank} of {world} has lost another one ({reason(error)[:120]}), so training has stopped; go on "
-            "from the latest checkpoint with --resume, or let torchrun do so with --max-restarts"
+            f'process {rank} of {world} has lost another one ("{reason(error)}"), so training has stopped; go on from '
+            "the latest checkpoint with --resume, or let torchrun do so with --max-restarts"
         ) from error
 
 
@@ -138,10 +140,17 @@ def _number(name: str, least: int) -> int:
 
 def _join(backend: str) -> None:
     """As init_process_group with torchrun's variables, but of processes that were started anew none finds an address of
-    those before: torchrun's store outlives them."""
-    store, rank, world = next(dist.rendezvous("env://"))
-    attempt = dist.PrefixStore(f"attempt-{os.environ.get(RESTARTS, '0')}", store)
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
+    those before: torchrun's store outlives them. Raises UserError where they do not meet."""
+    try:
+        store, rank, world = next(dist.rendezvous("env://"))
+        attempt = dist.PrefixStore(f"attempt-{os.environ.get(RESTARTS, '0')}", store)
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
+    except (RuntimeError, ValueError) as error:  # the latter of a port that is none
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} and MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"the environment says {where}, but the processes do not meet there: {reason(error)}; start them with "
+            "torchrun, or choose a host that all reach and a port that is free"
+        ) from error
 
 
 def _is_of_communication(error: RuntimeError) -> bool:

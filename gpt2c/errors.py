@@ -1,5 +1,9 @@
 """What a user can do wrong, told in one sentence."""
 
+from __future__ import annotations
+
+import re
+
 
 class UserError(Exception):
     """A mistake or a condition outside the program; the message is one sentence: what, where, expected, found.
@@ -18,6 +22,8 @@ class ToldElsewhere(UserError):
 
 
 def reason(error: BaseException) -> str:
-    """Another library's error as a phrase: the operating system's words without number and path, or the first line."""
+    """Another library's error as a phrase: the operating system's words without number and path, or the first
+    line, without the place in the library's sources."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".:")
+    line = re.sub(r"^(\[[^]]*:\d+\] *)+", "", text.splitlines()[0])
+    return line.rstrip(".:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -154,6 +155,14 @@ def test_a_mistake_is_told_once(tmp_path: Path) -> None:
         ),
         ({"WORLD_SIZE": "two"}, "the environment says WORLD_SIZE=two, expected a whole number of at least 1"),
         ({"RANK": "-1"}, "the environment says RANK=-1, expected a whole number of at least 0"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+            "the environment says RANK=2 and WORLD_SIZE=2, expected a rank below the size",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "http"},
+            "the environment says MASTER_ADDR=localhost and MASTER_PORT=http, but the processes do not meet there: ",
+        ),
     ],
 )
 def test_variables_of_no_torchrun_are_told(
@@ -166,6 +175,16 @@ def test_variables_of_no_torchrun_are_told(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told), distributed.processes("cpu"):
         pass
+
+
+def test_a_taken_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"MASTER_PORT={port}, but the processes do not meet there"):
+            with distributed.processes("cpu"):
+                pass
 
 
 def endless(folder: Path) -> TrainConfig:
@@ -197,7 +216,12 @@ def test_a_killed_process_ends_the_others_with_a_sentence_and_the_run_resumes(tm
     wait_for(settings.out, processes)
     processes[1].kill()
     assert finish(processes)[0] == 2
-    assert "has lost another one" in log.read_text() and "--resume" in log.read_text()
+    told = next(line for line in log.read_text().splitlines() if line.startswith("error: "))
+    assert re.fullmatch(
+        r'error: process 0 of 2 has lost another one \("[^/"]+"\), so training has stopped; go on from the latest '
+        r"checkpoint with --resume, or let torchrun do so with --max-restarts",
+        told,
+    )
     assert "Traceback" not in log.read_text()
     step = checkpoint.read_record(checkpoint.latest(settings.out)).step
     processes, log = start(settings, "--resume")

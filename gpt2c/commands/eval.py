@@ -20,6 +20,7 @@ from gpt2c.files import write_atomically, writing
 from gpt2c.load import load_model
 from gpt2c.model import GPT2
 from gpt2c.precision import autocast, find_device, find_precision
+from gpt2c.progress import Count
 from gpt2c.tokenizer import Tokenizer, get_tokenizer
 
 VAL_TOKENS = 10 * 2**20  # of FineWeb's validation shard, as the field reports it
@@ -87,7 +88,12 @@ class Eval:
             raise UserError(f"--context is {context}, expected at most {model.config.n_positions}, the model's")
         dataset = load_dataset(self.data, tokenizer, self.val_fraction, context)
         batches = list(dataset.val_batches(self.batch_size, context, self.val_tokens))
-        total, tokens = loss_sums(model, batches)
+        total, tokens, done, windows = 0.0, 0, 0, sum(len(idx) for idx, _ in batches)
+        with Count("window") as count:
+            for batch in batches:
+                loss, learned = loss_sums(model, [batch])
+                total, tokens, done = total + loss, tokens + learned, done + len(batch[0])
+                count.update(done, windows)
         size = sum(len(tokenizer.decode_bytes(row)) for _, targets in batches for row in targets.tolist())
         loss = total / tokens
         bits = total / math.log(2) / size
@@ -103,12 +109,14 @@ class Eval:
 
     def _conversations(self, model: GPT2, tokenizer: Tokenizer) -> dict[str, Any]:
         template = require_template(tokenizer, self.model)
-        right, asked = exact_replies(model, template, Path(self.conversations), self.replies)
+        with Count("turn") as count:
+            right, asked = exact_replies(model, template, Path(self.conversations), self.replies, count.update)
         print(f"replies          {right / asked:.4f}: {right:,} of {asked:,} in {self.conversations} word for word")
         return {"exact": right / asked, "replies": asked, "data": self.conversations}
 
     def _hellaswag(self, model: GPT2, tokenizer: Tokenizer) -> dict[str, Any]:
-        found = evaluate_hellaswag(model, tokenizer, self.hellaswag, self.items)
+        with Count("item") as count:
+            found = evaluate_hellaswag(model, tokenizer, self.hellaswag, self.items, show=count.update)
         print(f"HellaSwag        acc_norm {found.acc_norm:.4f}, acc {found.acc:.4f} on {found.items:,} items")
         print(f"                 {known.COMPLETION}")
         print(f"known values, of all {ITEMS:,} items in that style (guessing gives 0.25):")

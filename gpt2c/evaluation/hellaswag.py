@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,21 +73,30 @@ class HellaSwag:
 
 
 def evaluate_hellaswag(
-    model: GPT2, tokenizer: Tokenizer, source: str, items: int = ITEMS, rank: int = 0, world: int = 1
+    model: GPT2,
+    tokenizer: Tokenizer,
+    source: str,
+    items: int = ITEMS,
+    rank: int = 0,
+    world: int = 1,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> HellaSwag:
     """Answer the first `items` items; of several processes each takes every world-th.
 
-    source: the set's JSON lines file, or `download`. Uses autocast where it is on, and never dropout.
-    Raises UserError, one sentence, for a file that is missing or is not HellaSwag's.
+    source: the set's JSON lines file, or `download`. show: told how many items are done, and of how many, now and then.
+    Uses autocast where it is on, and never dropout. Raises UserError, one sentence, for a file that is missing or not
+    HellaSwag's.
     """
-    found = [encode(item, tokenizer, model.config.n_positions) for item in read_items(source, items)]
-    right = right_norm = 0
-    for group in groups(found[rank::world]):
+    found = [encode(item, tokenizer, model.config.n_positions) for item in read_items(source, items)][rank::world]
+    right = right_norm = done = 0
+    for group in groups(found):
         sums, means = score(model, group)
         labels = torch.tensor([item.label for item in group], device="cpu")
         right += int((sums.argmax(1) == labels).sum())
         right_norm += int((means.argmax(1) == labels).sum())
-    return HellaSwag(right, right_norm, len(found[rank::world]))
+        done += len(group)
+        show(done, len(found))
+    return HellaSwag(right, right_norm, len(found))
 
 
 def read_items(source: str, count: int = ITEMS) -> list[Item]:
