@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from gpt2c import ops, pretrained
 from gpt2c.config import GPT2Config
 from gpt2c.generate import KVCache, generate, stream
+from gpt2c.part import Holder, Part
 
 # Standard deviation of the initial weights: 0.02, as in GPT (Radford et al. 2018) and OpenAI's released code of GPT-2
 # (src/model.py). That code draws wpe with 0.01; 0.02 is used here, as in Hugging Face's GPT-2 (initializer_range).
 INIT_STD = 0.02
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Part):
     """Holds weight (C,) and bias (C,); the arithmetic is in the fused ops of the model's forward."""
 
     def __init__(self, width: int) -> None:
@@ -34,7 +35,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
 
-class Linear(nn.Module):
+class Linear(Part):
     """Holds weight W (in, out), the layout of GPT-2's released weights, and bias (out), of y = x W + b.
 
     std: of the initial W; b starts at 0.
@@ -46,7 +47,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
 
-class Embedding(nn.Module):
+class Embedding(Part):
     """Holds weight (rows, C), of which the first `used` rows are drawn and the rest, padding, are zero."""
 
     def __init__(self, rows: int, width: int, used: int) -> None:
@@ -56,7 +57,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(weight)
 
 
-class Attention(nn.Module):
+class Attention(Part):
     """Holds the two projections around causal self-attention."""
 
     def __init__(self, config: GPT2Config, residual_std: float) -> None:
@@ -65,7 +66,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, residual_std)
 
 
-class MLP(nn.Module):
+class MLP(Part):
     """Holds the two projections around the gelu, with the hidden width 4C."""
 
     def __init__(self, config: GPT2Config, residual_std: float) -> None:
@@ -74,7 +75,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, residual_std)
 
 
-class Block(nn.Module):
+class Block(Part):
     """The parameters of one layer, whose arithmetic is ops.block."""
 
     def __init__(self, config: GPT2Config) -> None:
@@ -91,7 +92,7 @@ class Block(nn.Module):
         return ops.BlockWeights(*(p for part in parts for p in (part.weight, part.bias)))
 
 
-class GPT2(nn.Module):
+class GPT2(Holder):
     """GPT-2 with tied embeddings; parameters are named and laid out as in Hugging Face's, without `transformer.`.
 
     wte.weight has config.padded_vocab_size rows; the padding is zero, gets no gradient and shows nowhere else.

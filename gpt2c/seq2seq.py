@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from gpt2c import ops
 from gpt2c.config import GPT2Config
 from gpt2c.model import LayerNorm, Linear
+from gpt2c.part import Holder
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Seq2SeqConfig:
         return 1 / math.sqrt(self.n_embd * branches)
 
 
-class Attention(nn.Module):
+class Attention(Holder):
     """softmax(q k^T / sqrt(D)) v of the `heads` that its kind makes of its inputs, projected back to (B,T,C)."""
 
     c_proj: Linear
@@ -110,7 +111,7 @@ class CrossAttention(Attention):
         return q, k, v
 
 
-class MLP(nn.Module):
+class MLP(Holder):
     """gelu(x W + b) W' + b' with the hidden width 4C."""
 
     def __init__(self, config: Seq2SeqConfig, residual_std: float) -> None:
@@ -123,7 +124,7 @@ class MLP(nn.Module):
         return linear(ops.bias_gelu(hidden, self.c_fc.bias), self.c_proj)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Holder):
     """x + attention(norm(x)), then x + mlp(norm(x)). Takes and gives the stream h and the branch x to be added."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
@@ -138,7 +139,7 @@ class EncoderLayer(nn.Module):
         return self.mlp(y), h
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Holder):
     """As an encoder layer, but causal, and with cross-attention to the memory in between."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
@@ -163,7 +164,7 @@ class AttentionMaps(NamedTuple):
     cross: Tensor  # (n_decoder,B,H,T,S)
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(Holder):
     """The encoder-decoder of the module's head.
 
     No attention here has a padding mask: all sources of a batch have the same length, so that no query can see padding.
