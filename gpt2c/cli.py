@@ -18,7 +18,7 @@ import tyro
 from gpt2c import _native, output
 from gpt2c.chat.settings import SftConfig
 from gpt2c.commands import COMMANDS, Sft, Train
-from gpt2c.errors import ToldElsewhere, UserError
+from gpt2c.errors import ToldElsewhere, UserError, memory_asked
 from gpt2c.run import recorded_settings
 from gpt2c.settings import TrainConfig, load_recipe
 from gpt2c.suggest import hint
@@ -45,6 +45,12 @@ def told(run: Callable[[], int]) -> int:
         except UserError as error:
             if not isinstance(error, ToldElsewhere):
                 print(f"error: {error}", file=sys.stderr)
+            return USER_ERROR
+        except (MemoryError, RuntimeError) as error:
+            asked = memory_asked(error)
+            if asked is None:
+                raise
+            print(f"error: {asked}: close other programs, or choose a smaller model, batch or context", file=sys.stderr)
             return USER_ERROR
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)

@@ -24,6 +24,7 @@ from gpt2c.flops import flops_per_token, peak_flops
 from gpt2c.load import load_model, tokenizer_of
 from gpt2c.logs import Sink
 from gpt2c.model import GPT2
+from gpt2c.plan.fits import check_memory
 from gpt2c.precision import LossScale, find_precision
 from gpt2c.run import METRICS, SAMPLES, Run, recorded_settings
 from gpt2c.settings import TrainConfig
@@ -91,6 +92,8 @@ def open_training(config: TrainConfig, resume: bool, processes: Processes) -> Tr
     if last:
         processes.first_does(lambda: checkpoint.verify(last))
     processes.first_does(lambda: run.check(config, fingerprint) if resume else run.require_empty())
+    if processes.device.type == "cpu":
+        processes.first_does(lambda: check_memory(config, sizes, precision, processes.world))
     torch.manual_seed(config.seed)
     model = processes.together(
         lambda: read_model(last, config, sizes, tokenizer) if last else new_model(config, sizes, tokenizer)

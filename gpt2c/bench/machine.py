@@ -46,8 +46,14 @@ def cache_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without swapping, or None where the system does not tell."""
-    return _meminfo().get("MemAvailable")
+    """Memory that can be had without swapping, within a container's limit; None where the system does not tell."""
+    rooms = [room for room in (_meminfo().get("MemAvailable"), _group_bytes()) if room is not None]
+    return min(rooms, default=None)
+
+
+def swap_bytes() -> int:
+    """Swap space that is free."""
+    return _meminfo().get("SwapFree", 0)
 
 
 def peak_bytes() -> int:
@@ -103,6 +109,33 @@ def _meminfo() -> dict[str, int]:
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def _group_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the limits of this process's control groups leave, see the kernel's Documentation/admin-guide/cgroup-v2.rst
+    and cgroup-v1/memory.rst; None without a limit. Files that were read and may be dropped count as free."""
+    rooms = []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, limit, usage, dropped = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            dropped = "total_inactive_file"
+        else:
+            continue
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents) if own.is_relative_to(top) else ():
+            try:
+                most = (folder / limit).read_text().strip()
+                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                if most != "max":
+                    rooms.append(int(most) - int((folder / usage).read_text()) + int(stat.get(dropped, 0)))
+            except OSError:  # the root of all groups has no limit; a container may not see its parents
+                continue
+            if folder == top:
+                break
+    return max(0, min(rooms)) if rooms else None
 
 
 def _version(name: str) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpt2c.decode import MOST_ROWS, Decoder, can_decode, check_weights
+from gpt2c.errors import reason
 from gpt2c.generate import KVCache, check_finite, sample
 from gpt2c.model import GPT2
 from gpt2c.sampling import Sampling
@@ -236,7 +237,7 @@ class Engine:
                 ended = self._step(list(self._running))
             except Exception as error:
                 logger.exception("a step failed")
-                ended = self._fail(f"the server failed: {error}")
+                ended = self._fail(f"the server failed: {reason(error)}")
             if ended:
                 with self._changed:
                     self._running = [row for row in self._running if row not in ended]
