@@ -19,15 +19,19 @@ import torch
 import torch.nn.functional as F
 import tyro
 from cuda_compile import ROOT
-from cuda_launches import DTYPE_NAMES
 from cuda_table import markdown, write_between
+from packages import missing
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt2c import _native, ops
 
 sys.path.insert(0, str(ROOT / "tests"))
-from emulation.cases import running  # noqa: E402
+try:
+    from cuda_launches import DTYPE_NAMES
+    from emulation.cases import running
+except ModuleNotFoundError as error:
+    missing(error)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,14 @@ from typing import Annotated
 import tyro
 from cuda_compile import ROOT
 from cuda_table import markdown, write_between
+from packages import missing
 
 sys.path.insert(0, str(ROOT / "tests"))
-from emulation.cases import CASES  # noqa: E402
-from emulation.mutate import leave_out_each  # noqa: E402
+try:
+    from emulation.cases import CASES
+    from emulation.mutate import leave_out_each
+except ModuleNotFoundError as error:
+    missing(error)
 
 
 @dataclass(frozen=True)

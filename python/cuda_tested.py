@@ -12,11 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import pytest
 import tyro
 from cuda_compile import ROOT
-from cuda_launches import Call, recorded
 from cuda_table import markdown, write_between
+from packages import missing
+
+try:
+    import pytest
+    from cuda_launches import Call, recorded
+except ModuleNotFoundError as error:
+    missing(error)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Calls every public op with arguments of all kinds, in a child process: python python/fuzz_ops.py [calls] [seed].
+"""Calls every public op with arguments of all kinds, in a child process.
+
+    python python/fuzz_ops.py 100000
 
 Each call, and its gradients, must agree with the float64 reference within tests/tolerances.py or raise TypeError,
 ValueError, IndexError or NotImplementedError with a sentence that names the op. A crash of the child is a finding, too:
@@ -7,6 +9,7 @@ it writes down what it is about to call. Prints the number of calls and what was
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -16,10 +19,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import torch
-from checks import as_tuple, assert_close, shifted, strided
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
+from packages import missing
 from torch import Tensor
+
+try:
+    from checks import as_tuple, assert_close, shifted, strided
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from hypothesis import strategies as st
+except ModuleNotFoundError as error:
+    missing(error)
 
 from gpt2c import ops
 from gpt2c.config import GPT2Config
@@ -370,10 +378,14 @@ def child(calls: int, number: int, path: Path) -> None:
     sys.exit(bool(findings))
 
 
-def main(calls: int = 100_000, number: int = 0) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("calls", type=int, nargs="?", default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "call"
-        code = subprocess.call([sys.executable, __file__, "--child", str(calls), str(number), str(path)])
+        code = subprocess.call([sys.executable, __file__, "--child", str(args.calls), str(args.seed), str(path)])
         if code not in (0, 1):
             print(f"the process ended with {code} in: {path.read_text()}")
     return code
@@ -382,4 +394,4 @@ def main(calls: int = 100_000, number: int = 0) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main())

@@ -189,3 +189,17 @@ def read(args: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)  # --help
     return 0
+
+
+@pytest.mark.parametrize("script", ["cuda_errors", "cuda_mutations", "cuda_tested", "fuzz_ops"])
+def test_a_script_says_which_package_of_the_test_environment_is_missing(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(remote.ROOT / "python"), *sys.path])
+    for name in ("cuda_launches", "emulation", "emulation.cases", "emulation.mutate", "checks"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "pytest", None)  # as where it is not installed
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(remote.ROOT / "python" / f"{script}.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {sys.executable} has no pytest: after `make test`, ")
