@@ -157,6 +157,11 @@ def one_sentence(message: str) -> str:
         del parts[0]
     # A missing positional argument comes with its whole help.
     sentence = re.sub(r"^(Missing from [^:]+: \S+).*", r"\1", parts[0]).rstrip(".").replace(". Expected", ", expected")
+    # An option of another command comes with the command that it was given to, each word of it.
+    elsewhere = re.match(r"Unrecognized or misplaced options: (.*?)(?: Arguments are applied to .*)?$", sentence)
+    if elsewhere:
+        words = re.split(r" \(applied to [^)]*\) ?", elsewhere[1])
+        sentence = f"Unrecognized options: {', '.join(filter(None, words))}"
     if not sentence:
         return "the arguments cannot be read"
     return f"{sentence[0].lower()}{sentence[1:]}"

@@ -15,6 +15,7 @@ ELSEWHERE = {
     "--gradient-accumulation-steps": "--accumulation", "--grad-accum": "--accumulation",
     "--gradient-checkpointing": "--recompute", "--activation-checkpointing": "--recompute",
     "--dtype": "--precision", "--fp16": "--precision", "--bf16": "--precision", "--max-grad-norm": "--grad-clip",
+    "--clip": "--grad-clip",
     "--num-layers": "--n-layer", "--num-heads": "--n-head", "--hidden-size": "--n-embd", "--d-model": "--n-embd",
     "--dataset": "--data", "--input": "--data", "--train-data": "--data", "--output": "--out", "--output-dir": "--out",
     "--out-dir": "--out", "--model": "--init", "--init-from": "--init", "--pretrained": "--init",

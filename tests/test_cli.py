@@ -107,6 +107,11 @@ def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture) -> None:
         (["train", "--step", "3"], "--step, 3; perhaps you meant --steps; see"),
         (["train", "--learning_rate=3"], "--learning_rate=3; perhaps you meant --lr; see"),
         (["sample", "m", "--max-tokens", "3"], "--max-tokens, 3; perhaps you meant --max-new-tokens; see"),
+        (
+            ["train", "--dtype", "fp16"],
+            "unrecognized options: --dtype, fp16; perhaps you meant --precision; see --help",
+        ),
+        (["info", "--steps", "1"], "unrecognized options: --steps, 1; see --help"),
         (["train", "--zzz", "3"], "unrecognized options: --zzz, 3; see --help"),
         (["train", "--steps", "many"], "--steps: invalid literal for int"),
         (["train", "--steps"], "missing value for argument '--steps'"),
