@@ -12,6 +12,25 @@ from safetensors import SafetensorError
 
 from gpt2c.errors import UserError, reason
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+PULL = "it is only Git LFS's pointer to the file, which `git lfs pull` fetches"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what a clone without Git LFS has in a large file's place. Raises OSError."""
+    if not len(POINTER) < path.stat().st_size < 1024:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
+
+
+def why(path: Path, error: BaseException) -> str:
+    """Why the file cannot be read, as a phrase: `reason(error)`, or that it is only a pointer to the file."""
+    try:
+        return PULL if is_pointer(path) else reason(error)
+    except OSError:
+        return reason(error)
+
 
 @contextmanager
 def reading(what: str, path: Path) -> Iterator[None]:
@@ -19,7 +38,7 @@ def reading(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the {what} {path}: {reason(error)}") from error
+        raise UserError(f"cannot read the {what} {path}: {why(path, error)}") from error
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gpt2c.errors import UserError, reason
+from gpt2c.errors import UserError
+from gpt2c.files import why
 
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers in older files, not weights
@@ -34,7 +35,7 @@ def open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is not a whole safetensors file: {reason(error)}") from error
+            raise UserError(f"{path} is not a whole safetensors file: {why(path, error)}") from error
         keys = {key: key for key in file.keys()}
         shared = {name: key for name, key in (file.metadata() or {}).items() if key in keys and name not in keys}
         for name, key in {**keys, **shared}.items():
@@ -70,6 +71,8 @@ def shards(folder: Path) -> list[str]:
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
+        if (folder / INDEX).is_file():
+            warnings.warn(f"{folder} holds {WEIGHTS} and shards ({INDEX}): the first is read", stacklevel=2)
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{_instead(folder)}")

@@ -14,21 +14,26 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import tiny
 import torch
 import zstandard
 
 import gpt2c
 from gpt2c.cli import main
+from gpt2c.config import GPT2Config
 from gpt2c.data import json_rows, load_dataset, sources
 from gpt2c.data.inputs import open_inputs
 from gpt2c.data.rows import Rows
 from gpt2c.errors import UserError
 from gpt2c.evaluate import sample_text
 from gpt2c.evaluation.hellaswag import read_items
+from gpt2c.hub import find
+from gpt2c.model import GPT2
 from gpt2c.tokenizer import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
 MARK = b"\xef\xbb\xbf"
+PULLS = "`git lfs pull` fetches"
 TEXTS = ['Zwölf\r\nBoxkämpfer, "中文"\n', "the second one", "x" * 300]
 
 
@@ -235,6 +240,23 @@ def test_files_of_a_tokenizer_a_model_and_a_run_are_no_data(tmp_path: Path, caps
         for file in (texts / name).parent.iterdir():
             file.unlink()
     assert read(texts) == ["a text " * 100]
+
+
+def test_a_pointer_of_git_lfs_is_no_data(tmp_path: Path) -> None:
+    """What a clone without Git LFS has in the place of a large file."""
+    for name in ("a.txt", "b.jsonl", "c.parquet", "train.bin"):
+        file = tmp_path / name / name
+        file.parent.mkdir()
+        file.write_text(tiny.LFS_POINTER)
+        (sentence,) = refusals(file.parent)
+        assert sentence == f"cannot read the data {file}: it is only Git LFS's pointer to the file, which {PULLS}"
+    with pytest.raises(UserError, match=f"^{file} is only Git LFS's pointer to a file, which {PULLS}$"):
+        find(str(file))
+    folder = tmp_path / "model"
+    GPT2(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=257, n_positions=8)).save_pretrained(folder)
+    (folder / "model.safetensors").write_text(tiny.LFS_POINTER)
+    with pytest.raises(UserError, match=f"is not a whole safetensors file: it is only .* which {PULLS}$"):
+        GPT2.from_pretrained(folder)
 
 
 def test_a_folder_that_was_not_prepared_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from gpt2c.errors import UserError
-from gpt2c.files import reading
+from gpt2c.files import POINTER, reading
 
 WRITTEN = {".gguf": "gguf", ".onnx": "onnx", ".bin": "llmc"}  # ending -> the format of such a file
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -17,6 +17,7 @@ MAGICS = {
     b"PK\x03\x04": "pickle",  # the zip archive of torch.save
     b"\x80\x02": "pickle",
     LLMC_MAGIC.to_bytes(4, "little"): "llmc",
+    POINTER[:9]: "pointer",
 }
 WHAT = {
     "gguf": "a GGUF file, which is written here but not read: give the Hugging Face folder that it was made from",
@@ -25,6 +26,7 @@ WHAT = {
     "pickle": "a pickle, as torch.save writes it, which is never read, since it can run any program: load it "
     "with torch where you trust it, and save its tensors under transformers' names with "
     "safetensors, beside a config.json",
+    "pointer": "only Git LFS's pointer to a file, which `git lfs pull` fetches",
     "safetensors": "a file of weights: give the folder that holds it and its config.json",
 }
 

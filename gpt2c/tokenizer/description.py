@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2c.errors import UserError, reason
-from gpt2c.files import reading
+from gpt2c.errors import UserError
+from gpt2c.files import reading, why
 from gpt2c.tokenizer.base import END_OF_TEXT, Facts
 from gpt2c.tokenizer.model_ids import model_ids
 
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(raw)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {reason(error)}; expected a JSON object") from error
+        raise UserError(f"{path} is damaged: {why(path, error)}; expected a JSON object") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: expected a JSON object")
     return found
