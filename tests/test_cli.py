@@ -109,7 +109,7 @@ def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture) -> None:
         (["sample", "m", "--max-tokens", "3"], "--max-tokens, 3; perhaps you meant --max-new-tokens; see"),
         (
             ["train", "--dtype", "fp16"],
-            "unrecognized options: --dtype, fp16; perhaps you meant --precision; see --help",
+            "unrecognized options: --dtype, fp16; perhaps you meant --precision or",
         ),
         (["info", "--steps", "1"], "unrecognized options: --steps, 1; see --help"),
         (["train", "--zzz", "3"], "unrecognized options: --zzz, 3; see --help"),
@@ -199,7 +199,8 @@ def test_resume_takes_the_settings_of_the_run(capsys: pytest.CaptureFixture, tmp
     assert "was started with --lr 0.003, found 0.01" in message
     message = error(capsys, "train", "--out", out, "--resume", "--recipe", "shakespeare-bytes")
     assert "was started with" in message
-    assert "is not empty: add --resume to continue it" in error(capsys, "train", *tiny.flags(config))
+    again = error(capsys, "train", "--data", config.data, "--out", out)
+    assert "is not empty: add --resume to continue it" in again
 
 
 def test_control_c_stops_with_a_checkpoint_and_says_how_to_resume(tmp_path: Path) -> None:

@@ -420,9 +420,28 @@ def test_no_input(tmp_path: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     assert "is an empty folder" in error(capsys, tmp_path / "empty", "--out", tmp_path / "out")
     (tmp_path / "a.jsonl").write_text("\n\n")
-    assert "gives 0 tokens" in error(capsys, tmp_path / "a.jsonl", "--out", tmp_path / "out")
+    assert "gives 0 documents and no text" in error(capsys, tmp_path / "a.jsonl", "--out", tmp_path / "out")
     (tmp_path / "s.bin").touch()
     assert "is a token shard already" in error(capsys, tmp_path / "s.bin", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.txt", "", "1 document and"),
+        ("a.jsonl", 2 * '{"text": ""}\n', "2 documents and"),
+        ("a.jsonl", '{"text": null}\n', "0 documents and"),
+    ],
+)
+def test_inputs_without_text(tmp_path: Path, capsys, name: str, text: str, found: str) -> None:
+    """As a pipe whose first command has failed gives them."""
+    (tmp_path / name).write_text(text)
+    common = (str(tmp_path / name), "--leave-out-bad-rows", "--out", str(tmp_path / "out"))
+    assert f"{name} gives {found} no text in all" in error(capsys, *common)
+    assert main(["train", "--data", str(tmp_path / "out")]) == 2
+    assert main(["tokenizer", "train", *common[:-1], str(tmp_path / "tokenizer")]) == 2
+    assert f"{name} gives no text to learn from" in capsys.readouterr().err
+    assert not (tmp_path / "tokenizer").exists()
 
 
 def test_too_little_for_the_validation_shard(tmp_path: Path, capsys) -> None:
@@ -564,7 +583,10 @@ def test_nothing_but_bad_rows(tmp_path: Path, capsys) -> None:
     """A wrong --field is no reason to write nothing."""
     path, out = rows_file(tmp_path / "a.jsonl", ["one", "two"]), tmp_path / "out"
     message = error(capsys, path, "--out", out, "--field", "body", "--leave-out-bad-rows")
-    assert "gives 0 tokens (2 rows left out; the first: " in message and "has no field 'body'" in message
+    assert (
+        "gives 0 documents and no text in all (2 rows left out; the first: " in message
+        and "has no field 'body'" in message
+    )
     assert not out.exists()
 
 

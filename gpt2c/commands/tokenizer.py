@@ -45,8 +45,8 @@ class Tokenizer:
         head: list[str] = []
         rows = Rows(self.field, self.leave_out_bad_rows)
         tokenizer = learn(self._texts(rows, head), self.vocab_size, str(self.out))
-        if not head:
-            raise UserError("the inputs hold no text to learn from")
+        if not any(head):
+            raise UserError(f"{' '.join(self.inputs)} gives no text to learn from")
         save_tokenizer(tokenizer, self.out)
         if rows.left_out:
             warnings.warn(rows.summary, stacklevel=2)

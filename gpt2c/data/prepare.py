@@ -127,8 +127,11 @@ def _write(
             start = batch.end
             progress(Progress(batch.bytes, len(ids), batch.consumed, size))
         total = sum(shard["tokens"] for shard in done.shards) + writer.count
+        bad = f" ({rows.summary})" if rows.left_out else ""
+        if not done.bytes:
+            documents = counted(done.documents, "document")
+            raise UserError(f"{' '.join(settings.inputs)} gives {documents} and no text in all{bad}")
         if total <= settings.val_tokens:
-            bad = f" ({rows.summary})" if rows.left_out else ""
             raise UserError(
                 f"{' '.join(settings.inputs)} gives {counted(total, 'token')}{bad}, of which --val-tokens "
                 f"{settings.val_tokens} leaves none to train on: give more text or fewer --val-tokens"
