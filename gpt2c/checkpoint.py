@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gpt2c.errors import UserError, reason
-from gpt2c.files import fsync, reading, writing
+from gpt2c.files import fsync, reading, save_tensors, writing
 from gpt2c.optim_options import STATE
 
 TENSORS, RECORD = "training.safetensors", "training.json"
@@ -69,7 +69,7 @@ def save(
             write_model(temporary)
             (temporary / TENSORS).touch()
             mode = (temporary / TENSORS).stat().st_mode
-            save_file(tensors, temporary / TENSORS)
+            save_tensors(tensors, temporary / TENSORS)
             (temporary / TENSORS).chmod(mode)  # safetensors makes files that only their owner can read
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             hashes = {path.relative_to(temporary).as_posix(): sha256(path) for path in files}

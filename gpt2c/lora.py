@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gpt2c.errors import UserError
-from gpt2c.files import reading, replacing, write_atomically, writing
+from gpt2c.files import reading, replacing, save_tensors, write_atomically, writing
 from gpt2c.finite import require_fit
 from gpt2c.model import GPT2, Embedding, Linear
 
@@ -169,7 +169,7 @@ def save_adapter(model: GPT2, folder: Path, base: str) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS) as path:
-            save_file(tensors, path, metadata={"format": "pt"})
+            save_tensors(tensors, path)
         write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError, reason
-from gpt2c.files import replacing, write_atomically
+from gpt2c.files import replacing, save_tensors, write_atomically
 from gpt2c.finite import require_fit
 from gpt2c.hub import find
 from gpt2c.stored import WEIGHTS, open_tensors
@@ -91,7 +90,7 @@ def save(model: GPT2, folder: str | os.PathLike[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS) as path:
-            save_file(tensors, path, metadata={"format": "pt"})
+            save_tensors(tensors, path)
         write_atomically(folder / CONFIG, settings.encode())
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot save the model in {folder}: {reason(error)}") from error

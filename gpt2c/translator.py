@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt2c.errors import UserError, reason
-from gpt2c.files import reading, replacing, write_atomically, writing
+from gpt2c.files import reading, replacing, save_tensors, write_atomically, writing
 from gpt2c.finite import require_fit
 from gpt2c.seq2seq import Seq2Seq, Seq2SeqConfig
 
@@ -112,7 +112,7 @@ class Translator:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / WEIGHTS) as path:
-                save_file({name: tensor.detach() for name, tensor in self.model.state_dict().items()}, path)
+                save_tensors(self.model.state_dict(), path)
             write_atomically(folder / CONFIG, (json.dumps(settings, indent=1) + "\n").encode())
 
     @staticmethod

@@ -168,7 +168,7 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_no_obstacle(run: Path, tmp
 # Writing that fails
 
 
-@pytest.mark.parametrize("step_that_fails", ["save_file", "fsync", "rename"])
+@pytest.mark.parametrize("step_that_fails", ["save_tensors", "fsync", "rename"])
 def test_a_full_disk_leaves_nothing_behind(run: Path, monkeypatch: pytest.MonkeyPatch, step_that_fails: str) -> None:
     model, optimizer = trained(run.parent / "again")
     before = tiny.files(run)

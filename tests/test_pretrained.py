@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
-from gpt2c import pretrained, stored
+from gpt2c import files, pretrained, stored
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
 from gpt2c.hub import FILES
@@ -383,7 +383,7 @@ class TestSaving:
                 Path(args[1]).write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        target = {"writing": (pretrained, "save_file"), "flushing": (pretrained.os, "fsync")}
+        target = {"writing": (files, "save_file"), "flushing": (pretrained.os, "fsync")}
         monkeypatch.setattr(*target.get(moment, (pretrained.os, "replace")), full_disk)
         with pytest.raises(UserError) as caught:
             make_ours().save_pretrained(folder)
@@ -536,3 +536,21 @@ class TestSettings:
         reconfigure(folder, n_ctx=1024)
         with pytest.warns(UserWarning, match="has n_positions 24 and n_ctx 1024, of which the first is taken"):
             assert GPT2.from_pretrained(folder).config.n_positions == 24
+
+
+def test_parameters_of_any_layout_are_saved(tmp_path: Path) -> None:
+    """Transposed, expanded, parts of one vector, and one layer in two places: each under each of its names."""
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=16, n_layer=3, n_head=2)).eval()
+    vector = torch.nn.utils.parameters_to_vector(model.parameters()).detach() + 0.1
+    torch.nn.utils.vector_to_parameters(vector, model.parameters())
+    layer = model.h[0]
+    layer.mlp.c_fc.weight = torch.nn.Parameter(layer.mlp.c_fc.weight.detach().t().contiguous().t())
+    layer.ln_1.weight = torch.nn.Parameter(torch.full((1,), 1.5).expand(16))
+    model.h[2] = layer
+    model.save_pretrained(tmp_path)
+    idx = torch.arange(8)[None]
+    expected = model(idx)[0]
+    assert torch.equal(GPT2.from_pretrained(tmp_path)(idx)[0], expected)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()(idx).logits
+    torch.testing.assert_close(theirs, expected, rtol=0, atol=1e-4)
