@@ -31,6 +31,7 @@ except ModuleNotFoundError as error:
 
 from gpt2c import ops
 from gpt2c.config import GPT2Config
+from gpt2c.errors import memory_asked
 from gpt2c.model import GPT2
 
 REFUSALS = (TypeError, ValueError, IndexError, NotImplementedError)
@@ -238,7 +239,9 @@ def draw_loss(a: Arguments) -> tuple:
             logits = model(idx, starts=starts)[0].double()
         return ops.cross_entropy_reference(logits.flatten(0, 1), targets.flatten())
 
-    return linear_cross_entropy, reference, a.finish(a.ids(V, B, T), targets, a.starts(B, T))
+    values = a.finish(a.ids(V, B, T), targets, a.starts(B, T))
+    values[1] = targets if values[1] is None else values[1]  # without them there is no loss
+    return linear_cross_entropy, reference, values
 
 
 def draw_generate(a: Arguments) -> tuple:
@@ -283,6 +286,10 @@ def check(a: Arguments, case: Callable, note: Callable[[str], object]) -> str:
         assert text.split(":")[0].split(" ")[0] in (op, "layernorm", "gelu", "GPT2", "embedding"), f"{op} says: {text}"
         assert "\n" not in text, f"{op} says: {text}"
         return "refused"
+    except RuntimeError as error:
+        if not memory_asked(error):  # of 2^40 tokens, say
+            raise
+        return "refused"
     wanted = needing(exact(values)) if a.gradients else exact(values)
     expected = reference(*wanted)
     name = {"residual_layernorm": "layernorm", "bias_gelu": "gelu"}.get(op, op)
@@ -291,8 +298,11 @@ def check(a: Arguments, case: Callable, note: Callable[[str], object]) -> str:
             assert got.shape == want.shape, f"{op} gives the shape {tuple(got.shape)}, expected {tuple(want.shape)}"
         elif not want.is_floating_point():
             assert torch.equal(got, want), f"{op} gives {got.tolist()}, expected {want.tolist()}"
-        elif want.isfinite().all() or not got.isnan().all():
-            assert_close(name, "output", got, want, values_dtype(values), a.floor)
+        else:
+            finite = want.isfinite()  # a scale of nan, say, leaves rows that see no key
+            lost = int(got[~finite].isfinite().sum())
+            assert not lost, f"{op} gives {lost} finite numbers where none are expected"
+            assert_close(name, "output", got[finite], want[finite], values_dtype(values), a.floor)
     if a.gradients:
         check_gradients(name, given, found, wanted, expected, a.floor)
     return "right"
