@@ -81,9 +81,16 @@ def save(model: GPT2, folder: str | os.PathLike[str]) -> None:
     """Writes config.json and model.safetensors for transformers' GPT2LMHeadModel.from_pretrained and for `load`.
 
     The vocabulary's padding is left out. Each file appears whole or not at all: it is written under a temporary name,
-    flushed to the disk (fsync) and renamed. Raises UserError, one sentence, if the folder cannot be written.
+    flushed to the disk (fsync) and renamed. Raises UserError, one sentence, if the folder cannot be written, and
+    ValueError for a model with other tensors than a GPT-2 has, which nobody could read there.
     """
     folder, vocab = Path(folder), model.config.vocab_size
+    foreign = sorted(set(model.state_dict()) ^ {name for name, _ in _shapes(model.config)})
+    if foreign:
+        raise ValueError(
+            f"save_pretrained: {foreign[0]} is not a tensor of this GPT-2, or is missing: merge adapters "
+            "(gpt2c.lora.merged), remove parametrizations, and save modules of your own apart"
+        )
     tensors = {f"transformer.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
     tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:vocab]
     settings = json.dumps(_settings(model), indent=2) + "\n"

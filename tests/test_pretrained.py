@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
-from gpt2c import files, pretrained, stored
+from gpt2c import files, lora, pretrained, stored
 from gpt2c.config import GPT2Config
 from gpt2c.errors import UserError
 from gpt2c.hub import FILES
@@ -554,3 +554,27 @@ def test_parameters_of_any_layout_are_saved(tmp_path: Path) -> None:
     assert torch.equal(GPT2.from_pretrained(tmp_path)(idx)[0], expected)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()(idx).logits
     torch.testing.assert_close(theirs, expected, rtol=0, atol=1e-4)
+
+
+def own_head(model: GPT2) -> None:
+    model.value = torch.nn.Linear(32, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (
+            lambda model: torch.nn.utils.parametrizations.weight_norm(model.h[0].mlp.c_fc),
+            "h.0.mlp.c_fc.parametrizations",
+        ),
+        (lambda model: lora.add_lora(model, 2, 4.0), "h.0.attn.c_attn.base_weight"),
+        (own_head, "value.bias"),
+        (lambda model: delattr(model.h[1].ln_2, "bias"), "h.1.ln_2.bias"),
+    ],
+)
+def test_tensors_that_the_format_does_not_have_are_not_saved(tmp_path: Path, change, name) -> None:
+    model = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=32, n_layer=2, n_head=2))
+    change(model)
+    with pytest.raises(ValueError, match=f"^save_pretrained: {name}.* is not a tensor of this GPT-2, or is missing"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
