@@ -1,5 +1,6 @@
 """The operations GPT-2 is made of: one file each, with reference, checks, operator and gradient."""
 
+from gpt2c.ops import _flops  # noqa: F401
 from gpt2c.ops.adamw import adamw_, adamw_reference
 from gpt2c.ops.attention import attention, attention_reference
 from gpt2c.ops.block import Weights as BlockWeights
