@@ -1,4 +1,4 @@
-"""Whether a request's body is JSON as RFC 8259 has it: UTF-8, without NaN and Infinity."""
+"""Whether a request's body is JSON as RFC 8259 has it: UTF-8, without NaN and Infinity, of whole characters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import json
 def problem(body: bytes) -> str:
     """Why it is not, in a sentence, or nothing."""
     try:
-        json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
+        if b"\\u" in body:  # which may spell half of a character, in a name or a text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = json.dumps(error.object[error.start])
+        return f"the body holds {half}, half of a character, expected both halves one after the other"
     except UnicodeDecodeError as error:
         return f"the body is not UTF-8: its byte {error.start} is 0x{body[error.start]:02x}"
     except json.JSONDecodeError as error:
