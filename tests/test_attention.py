@@ -120,6 +120,12 @@ def test_one_query(backend: str, Tk: int, D: int, dtype: torch.dtype) -> None:
     check(qkv(1, 2, 1, Tk, D, dtype), causal=True)
 
 
+def test_what_is_kept_is_scaled(backend: str) -> None:
+    """With one key, what is kept of its weight, 1, is 1 / (1 - 0.75), so that the mean stays."""
+    out = ops.attention(*(ones(4, 8, 64, 8), ones(4, 8, 1, 8), ones(4, 8, 1, 8)), dropout_p=0.75, seed=SEED)
+    assert set(out.unique().tolist()) == {0.0, 4.0} and 0.8 < float(out.mean()) < 1.2
+
+
 def test_one_query_dropout(backend: str) -> None:
     check(qkv(1, 2, 1, 300, 64), dropout_p=0.3, seed=SEED)
 

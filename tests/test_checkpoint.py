@@ -149,6 +149,12 @@ def test_prune_keeps_the_latest_and_the_best(run: Path) -> None:
     assert steps_of(run) == [9, 100]
 
 
+def test_a_million_steps_come_after_all_with_six_digits(tmp_path: Path) -> None:
+    for step in (1_000_000, 999_999, 2):
+        (tmp_path / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+    assert [path.name for path in checkpoint.list_all(tmp_path)] == ["step_000002", "step_999999", "step_1000000"]
+
+
 def test_a_run_without_checkpoints(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None and checkpoint.best(tmp_path) is None
     checkpoint.prune(tmp_path, keep=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def test_windows_across_pieces_equal_slices_of_the_whole() -> None:
     for start in (0, 1, 5, 9, 10, 690, 699, 700, 990):
         for length in (1, 2, 9, 10):
             assert tokens.window(start, length).tolist() == whole[start : start + length].tolist()
+    assert tokens.window(0, 999).tolist() == whole[:999].tolist()
 
 
 def test_the_fingerprint_sees_one_changed_token_and_not_the_pieces() -> None:
@@ -68,6 +70,14 @@ def test_the_fingerprint_sees_one_changed_token_and_not_the_pieces() -> None:
     assert Tokens([ids]).fingerprint() == Tokens([ids[:30], ids[30:]]).fingerprint()
     assert Tokens([ids]).fingerprint() != Tokens([changed]).fingerprint()
     assert Tokens([ids]).fingerprint()["tokens"] == 100
+
+
+def test_the_fingerprint_names_what_was_prepared(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 200)
+    plain = load(tmp_path / "a.txt")
+    prepared = dataclasses.replace(plain, manifest="0123abcd")
+    assert "manifest" not in plain.fingerprint()
+    assert prepared.fingerprint() == {**plain.fingerprint(), "manifest": "0123abcd"}
 
 
 def test_the_fingerprint_of_much_data_samples_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

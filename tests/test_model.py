@@ -80,6 +80,16 @@ def test_same_logits_loss_and_gradients_as_the_twin(tokens):
     assert_same_gradients(gradients, expected, GRADIENT_TOLERANCE)
 
 
+def test_the_epsilon_is_the_configurations():
+    """As large as the variance, so that another one shows."""
+    model = make_model(replace(CONFIG, layer_norm_epsilon=0.5))
+    idx, targets = make_batch()
+    loss, gradients = loss_and_gradients(model, idx, targets)
+    expected_loss, expected = loss_and_gradients(Twin.of(model), idx, targets)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+    assert_same_gradients(gradients, expected, GRADIENT_TOLERANCE)
+
+
 def test_gradients_through_the_logits_are_the_twins():
     model = make_model()
     twin = Twin.of(model)

@@ -15,7 +15,7 @@ from talks import talk
 
 from gpt2c.chat.conversations import read_conversations
 from gpt2c.chat.packing import Packed, pack
-from gpt2c.chat.template import Template, chat_tokenizer, template_of
+from gpt2c.chat.template import Encoded, Template, chat_tokenizer, template_of
 from gpt2c.config import GPT2Config
 from gpt2c.data import IGNORED
 from gpt2c.errors import UserError
@@ -140,6 +140,13 @@ def test_every_conversation_is_packed_once() -> None:
         assert len(rows) <= 11 / 9 * -(-sum(lengths) // columns) + 4 or columns < 64
     assert pack([4, 3, 3, 2, 6], 9) == [[4, 1], [0, 2, 3]]
     assert pack([], 9) == []
+
+
+def test_the_last_token_takes_no_column() -> None:
+    """It is a target alone."""
+    encoded = [Encoded(np.arange(n), np.ones(n, bool)) for n in (5, 5, 9)]
+    packed = Packed(encoded, 8)
+    assert sorted(map(sorted, packed.rows)) == [[0, 1], [2]] and sorted(packed.learned) == [8, 8]
 
 
 def test_a_row_holds_inputs_targets_and_starts(template: Template, tmp_path: Path) -> None:

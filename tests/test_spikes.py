@@ -17,7 +17,9 @@ from gpt2c import train as loop
 from gpt2c.errors import UserError
 from gpt2c.precision import LossScale
 from gpt2c.spikes import WINDOW, SpikeGuard
+from gpt2c.step import accumulate_gradients, micro_batches
 from gpt2c.train import train
+from gpt2c.training import go_back, save
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +146,40 @@ def test_after_some_in_a_row_training_goes_back_and_past_those_data(
     assert checkpoint.read_record(checkpoint.latest(run)).guard["offset"] == 3
 
 
+def test_a_second_rollback_goes_past_both_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disturb(monkeypatch, dict.fromkeys((3, 4, 9, 10), math.nan))
+    train(tiny.config(tmp_path, steps=8, checkpoint_every=2, eval_every=8, sample_every=0, skip_limit=2))
+    run = tmp_path / "run"
+    # Calls 5 to 8 are steps 3 to 6, with the data 5 to 8; the data 9 and 10 are left out, too.
+    assert tiny.events(run) == [(3, "skip"), (4, "rollback"), (7, "skip"), (8, "rollback")]
+    assert checkpoint.read_record(checkpoint.latest(run)).guard["offset"] == 4
+
+
+def test_going_back_takes_weights_moments_and_scale_of_the_checkpoint(tmp_path: Path) -> None:
+    t = tiny.opened(tiny.config(tmp_path, spike_z=9.0))
+
+    def step() -> None:
+        t.step += 1
+        accumulate_gradients(t.model, t.optimizer, micro_batches(t.dataset, t.step, t.config))
+        t.optimizer.step()
+        t.guard.judge(float(t.step), 1.0)
+
+    def state() -> list[Tensor | float]:
+        moments = [
+            value for values in t.optimizer.state_dict()["state"].values() for _, value in sorted(values.items())
+        ]
+        return [torch.as_tensor(value).clone() for value in [*t.model.parameters(), *moments]]
+
+    step()
+    save(t, None)
+    before, latest = state(), t.guard.state()["latest"]
+    step()
+    assert not torch.equal(state()[-1], before[-1])
+    go_back(t)
+    assert t.step == 1 and t.guard.offset == 1 and t.guard.state()["latest"] == latest
+    assert all(torch.equal(a, b) for a, b in zip(state(), before, strict=True))
+
+
 def test_a_run_that_went_back_resumes_with_the_data_it_would_have_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,9 +237,13 @@ def test_without_a_checkpoint_it_stops(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_scale_halves_on_an_overflow_and_doubles_after_a_while() -> None:
     scale = LossScale.of("fp16")
-    assert scale.is_used and scale.scale == 65536 and scale.overflowed() and scale.scale == 32768
-    for _ in range(LossScale.GROW_AFTER):
+    for _ in range(LossScale.GROW_AFTER - 1):
         scale.held()
+    assert scale.is_used and scale.scale == 65536 and scale.overflowed() and scale.scale == 32768
+    for _ in range(LossScale.GROW_AFTER - 1):
+        scale.held()
+    assert scale.scale == 32768, "an overflow begins the count anew"
+    scale.held()
     assert scale.scale == 65536
     while scale.overflowed():
         pass

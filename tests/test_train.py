@@ -25,10 +25,11 @@ from gpt2c import checkpoint, finite, growing, progress, run
 from gpt2c import train as loop
 from gpt2c.curve import loss_curve
 from gpt2c.errors import UserError
+from gpt2c.evaluate import loss_sums
 from gpt2c.files import write_atomically
 from gpt2c.optim import AdamW
 from gpt2c.settings import TrainConfig
-from gpt2c.step import accumulate_gradients, learning_rate, micro_batches
+from gpt2c.step import accumulate_gradients, clip_coefficient, dropout_seeds, learning_rate, micro_batches
 from gpt2c.train import train
 
 
@@ -65,7 +66,34 @@ def test_weights_decay_and_biases_and_layernorms_do_not(tmp_path: Path) -> None:
     )
     assert decayed | kept == set(names.values()) and not decayed & kept
     assert {"wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_proj.weight"} <= decayed
-    assert all(name.endswith("bias") or ".ln_" in name or name.startswith("ln_f") for name in kept)
+    assert kept == {name for name in names.values() if name.endswith("bias") or ".ln_" in name or "ln_f" in name}
+
+
+def test_the_optimizers_settings_are_the_runs(tmp_path: Path) -> None:
+    """An epsilon of 1e-8, as GPT-3's (Brown et al. 2020, appendix B)."""
+    t = tiny.opened(tiny.config(tmp_path, lr=3e-4, beta1=0.85, beta2=0.97))
+    for group in t.optimizer.param_groups:
+        assert (group["lr"], tuple(group["betas"]), group["eps"]) == (3e-4, (0.85, 0.97), 1e-8)
+
+
+@pytest.mark.parametrize(("norm", "coefficient"), [(0.25, 1.0), (0.5, 1.0), (1.0, 0.5), (2.0, 0.25), (0.0, 1.0)])
+def test_large_gradients_alone_are_scaled(norm: float, coefficient: float) -> None:
+    assert clip_coefficient(norm, 0.5) == pytest.approx(coefficient, rel=1e-5)
+
+
+def test_each_step_and_micro_step_drops_others() -> None:
+    config = TrainConfig(dropout=0.1, accumulation=4, seed=3)
+    seeds = [seed for step in range(1, 6) for seed in dropout_seeds(config, step)]
+    assert len(set(seeds)) == 20 and dropout_seeds(config, 2, rank=1, world=2) == seeds[5:8:2]
+    assert dropout_seeds(TrainConfig(dropout=0.1, accumulation=4, seed=4), 1) != seeds[:4]
+
+
+def test_nothing_is_dropped_in_evaluation(tmp_path: Path) -> None:
+    t = tiny.opened(tiny.config(tmp_path, dropout=0.5))
+    batches = list(t.dataset.val_batches(4, t.config.context, 200))
+    found = loss_sums(t.model, batches)
+    t.model.config = dataclasses.replace(t.model.config, dropout=0.0)
+    assert found == loss_sums(t.model, batches) and t.model.training
 
 
 def test_accumulation_gives_the_loss_and_gradient_of_the_large_batch(tmp_path: Path) -> None:
@@ -168,6 +196,14 @@ def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatc
     assert kept == {"step_000004": 1.0, "step_000006": 2.5, "step_000008": 2.0}
 
 
+def test_the_best_so_far_alone_gets_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 1.0, 2.5, 2.0, 4.0])
+    monkeypatch.setattr(loop, "loss_sums", lambda *_: (next(losses), 1))
+    train(tiny.config(tmp_path, steps=10, eval_every=2, checkpoint_every=0, sample_every=0, keep=9))
+    found = {path.name: checkpoint.read_record(path).val_loss for path in checkpoint.list_all(tmp_path / "run")}
+    assert found == {"step_000002": 3.0, "step_000004": 1.0, "step_000010": 4.0}
+
+
 def test_evaluating_sampling_and_saving_do_not_change_the_run(tmp_path: Path) -> None:
     states = []
     for name, every in (("often", 1), ("seldom", 100)):
@@ -213,7 +249,7 @@ def test_without_a_terminal_there_are_few_lines(monkeypatch: pytest.MonkeyPatch,
     lines = capsys.readouterr().out.splitlines()
     assert 50 <= len(lines) <= 102
     assert lines[0].startswith("step 1/5000") and lines[-1].startswith("step 5000/5000")
-    assert "loss 1.000  100 tok/s" in lines[3] and lines[3].endswith(" s left")
+    assert "loss 1.000  100 tok/s" in lines[3] and lines[3].endswith(" min left")
 
 
 @pytest.mark.parametrize("rows_and_columns", [(24, 100), (0, 0)])
@@ -302,7 +338,9 @@ def test_a_file_size_limit_in_the_middle_of_a_run(tmp_path: Path) -> None:
     process = tiny.start("train", *tiny.flags(config), program=program)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
-    assert err.startswith("error: cannot ") and "File too large" in err and err.count("\n") == 1
+    *notes, told = err.splitlines()
+    assert told.startswith("error: cannot ") and "File too large" in told
+    assert all(note.startswith("note: ") for note in notes)  # of flags without effect
     assert tiny.files(tmp_path / "run" / "checkpoints") == {}
 
 
