@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from gpt2c.errors import shown
@@ -45,9 +46,9 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            _require_positive_int(name, getattr(self, name))
+            object.__setattr__(self, name, _positive_int(name, getattr(self, name)))
         for name in ("dropout", "layer_norm_epsilon"):
-            _require_finite_number(name, getattr(self, name))
+            object.__setattr__(self, name, _finite_number(name, getattr(self, name)))
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd is {self.n_embd}, expected a multiple of n_head ({self.n_head})")
         if self.head_dim > MAX_HEAD_DIM:
@@ -85,15 +86,18 @@ class GPT2Config:
         return (self.vocab_size + self.n_positions) * C + self.n_layer * (12 * C * C + 13 * C) + 2 * C
 
 
-def _require_positive_int(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _positive_int(name: str, value: object) -> int:
+    """As Python's own, since it is written as JSON; NumPy's are taken."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {shown(value)}, expected an integer")
     if value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1")
+    return int(value)
 
 
-def _require_finite_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _finite_number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {shown(value)}, expected a number")
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}, expected a finite number")
+    return value if isinstance(value, int) else float(value)

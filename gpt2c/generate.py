@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -138,7 +139,7 @@ def stream(
             "so the oldest are forgotten, half a context at a time",
             stacklevel=3,
         )
-    generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
+    generator = None if seed is None else torch.Generator(idx.device).manual_seed(int(seed))
     dtype = model.activation_dtype() if weights == "fp32" else model.wte.weight.dtype
     autocast = None if dtype == model.wte.weight.dtype else dtype
     return _steps(model, idx, max_new_tokens, temperature, top_k, top_p, generator, weights, autocast)
@@ -272,14 +273,14 @@ def check_sampling(
     for name, value, smallest in (("max_new_tokens", max_new_tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
         if value is None and name != "max_new_tokens":
             continue
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"generate: {name} is {shown(value)}, expected an integer")
         if value < smallest:
             raise ValueError(f"generate: {name} is {value}, expected at least {smallest}")
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if value is None and name == "top_p":
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"generate: {name} is {shown(value)}, expected a number")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"generate: temperature is {temperature}, expected a finite number of at least 0")

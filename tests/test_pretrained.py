@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -578,3 +579,17 @@ def test_tensors_that_the_format_does_not_have_are_not_saved(tmp_path: Path, cha
     with pytest.raises(ValueError, match=f"^save_pretrained: {name}.* is not a tensor of this GPT-2, or is missing"):
         model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """As a search over settings gives them."""
+    sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(**{name: np.int64(size) for name, size in sizes.items()}, dropout=np.float32(0.25))
+    assert config == GPT2Config(**sizes, dropout=0.25)
+    model, idx = GPT2(config).eval(), torch.arange(4)[None]
+    model.save_pretrained(tmp_path)
+    assert GPT2.from_pretrained(tmp_path).config == config
+    found = model.generate(
+        idx, np.int64(3), np.float32(0.5), top_k=np.int32(9), top_p=np.float32(0.75), seed=np.int64(1)
+    )
+    assert torch.equal(found, model.generate(idx, 3, 0.5, top_k=9, top_p=0.75, seed=1))
