@@ -53,7 +53,8 @@ def verdict(mutant: Mutant, outcome: Outcome) -> str:
     """In a word; what is no verdict, as a change that cannot be imported, is an error."""
     if outcome.code == 0:
         return "explained" if mutant.unnoticed else "SURVIVED"
-    return "noticed" if outcome.code in (1, None) else "ERROR"
+    crashed = outcome.code is not None and outcome.code < 0  # by a signal, of memory that is not the process's
+    return "noticed" if crashed or outcome.code in (1, None) else "ERROR"
 
 
 def main(args: Args) -> int:

@@ -33,7 +33,10 @@ def test_some_are_chosen_by_words() -> None:
     assert {m.file for m in chosen(MUTANTS, ("gelu.cpp", "(order)"))} > {"csrc/cpu/gelu.cpp", "gpt2c/data/order.py"}
 
 
-@pytest.mark.parametrize(("size", "expected"), [("1", "noticed"), ("0", "SURVIVED"), ("broken syntax", "ERROR")])
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("1", "noticed"), ("0", "SURVIVED"), ("broken syntax", "ERROR"), ("__import__('os').abort()", "noticed")],
+)
 def test_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, expected: str) -> None:
     """Of a package and a test that are made for it."""
     monkeypatch.setattr("mutants.run.ROOT", tmp_path)
@@ -45,5 +48,5 @@ def test_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, ex
     (tmp_path / "changed.py").write_text(f"SIZE = {size}\n")
     outcome = run_test("size", tmp_path, "not cuda")
     assert verdict(Mutant("changed.py", "size", "", "", ""), outcome) == expected
-    if expected == "noticed":
+    if size == "1":
         assert outcome.failed == "test_zero"
