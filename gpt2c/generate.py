@@ -94,6 +94,8 @@ def generate(
 ) -> Tensor:
     """idx (B,T0) followed by max_new_tokens more ids per row, (B, T0 + max_new_tokens) int64; arguments as `stream`."""
     steps = stream(model, idx, max_new_tokens, temperature, top_k, top_p, seed, weights)
+    if not len(idx):  # steps that give nothing would take their time all the same
+        return idx.new_empty(0, idx.shape[1] + max_new_tokens)
     return torch.cat([idx, *(ids[:, None] for ids in steps)], dim=1)
 
 

@@ -103,6 +103,8 @@ def test_stream_yields_what_generate_returns(model, options):
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 3, "top_p": 0.9, "seed": 1}, {"weights": "int8"}])
 def test_no_rows_give_no_rows(model, options):
     assert model.generate(make_prompt()[:0], 4, **options).shape == (0, 9)
+    with pytest.warns(UserWarning, match="exceed the context"):
+        assert model.generate(make_prompt()[:0], 2**40, **options).shape == (0, 5 + 2**40), "and take no time"
 
 
 def test_stream_leaves_the_model_and_autograd_alone(model):
