@@ -6,6 +6,7 @@ And `service` and `url`, the server of the tests of gpt2c serve.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # nohup ignores SIGHUP, a script's `&` SIGINT, and processes inherit that; a run that is told to ignore it goes on.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--backends") == "gpu" and on_gpu.gpu_problem():
         raise pytest.UsageError(f"--backends gpu: no GPU to run on: {on_gpu.gpu_problem()}")
     if config.getoption("--backends") == "neon" and not remote.can_emulate_neon():
