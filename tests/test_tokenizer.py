@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import random
 import shutil
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -16,7 +20,9 @@ from tokenizers import ByteLevelBPETokenizer
 from gpt2c import tokenizer as tok
 from gpt2c.errors import UserError
 from gpt2c.tokenizer import gpt2 as published
-from gpt2c.tokenizer.bpe import merges
+from gpt2c.tokenizer import learn as learning
+from gpt2c.tokenizer.bpe import merges, spell
+from gpt2c.tokenizer.learn import LONGEST, learn
 
 TEXTS = [
     "",
@@ -188,3 +194,40 @@ def test_merges_are_those_of_the_lower_ids_from_the_left() -> None:
     assert merges([a, b, c, b"ab", b"bc", b"abc"]) == [(a, b), (b, c), (b"ab", c)]
     with pytest.raises(ValueError, match="the token 3, 'abc', is not a union of two tokens before it"):
         merges([a, b, c, b"abc"])
+
+
+def test_long_stretches_are_learned_from_in_pieces() -> None:
+    """Uncut, these 300,000 letters would take more than a minute."""
+    draw = random.Random(1)
+    found = learn(["".join(draw.choices("acgt", k=300_000))], 600, "bases")
+    assert found.vocab_size == 600
+    assert max(map(len, learn(["a" * 5000, "\n" * 5000, "é" * 999], 400, "long").tokens)) <= LONGEST
+
+
+def test_ordinary_text_is_learned_from_as_the_library_does() -> None:
+    text = "".join(topics[key] for key in sorted(topics)[:20])
+    plain = ByteLevelBPETokenizer()
+    plain.train_from_iterator([text], 499, min_frequency=0, show_progress=False)
+    learned = learn([text], 500, "own")
+    assert [spell(token) for token in learned.tokens[:499]] == sorted(plain.get_vocab(), key=plain.get_vocab().get)
+
+
+def test_a_signal_ends_the_wait_for_learning() -> None:
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        done.wait(60)
+
+    done = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        learning._interruptible(interrupted)
+    assert not done.is_set()
+    done.set()
+
+
+def test_a_mistake_in_the_texts_is_the_callers() -> None:
+    def texts() -> Iterator[str]:
+        yield "a text"
+        raise UserError("no second text")
+
+    with pytest.raises(UserError, match="no second text"):
+        learn(texts(), 300, "own")
