@@ -27,7 +27,7 @@ def reason(error: BaseException) -> str:
     if asked := memory_asked(error):
         return asked
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    line = re.sub(r"^(\[[^]]*:\d+\] *)+", "", text.splitlines()[0])
+    line = re.sub(r"^(\[[^]]*:\d+\] *)+|^(Got: \w+: )?(\[Errno -?\d+\] )?", "", text.splitlines()[0])
     return line.rstrip(".:")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,15 @@ def is_pointer(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(POINTER)) == POINTER
+
+
+def require_file(what: str, path: Path) -> None:
+    """UserError for what is no file: a pipe can be read only once, a device may have no end. Raises OSError."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return
+    kind = "a pipe, which can be read only once" if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else "no file"
+    raise UserError(f"cannot read the {what} {path}: it is {kind}; write what it gives into a file")
 
 
 def why(path: Path, error: BaseException) -> str:

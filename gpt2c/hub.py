@@ -46,11 +46,13 @@ def _download(name: str, files: list[str]) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(
-            f"{name} is not a folder, and taking it from the Hugging Face hub needs the package huggingface_hub"
+            f"{name} is no folder here, and taking it from the Hugging Face hub needs the package huggingface_hub: "
+            'check the path, or pip install "gpt2c[hub]"'
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=files))
     except Exception as error:  # its errors (network, missing, private) share no base class
         raise UserError(
-            f"{name} is not a folder, and taking it from the Hugging Face hub failed: {reason(error)}"
+            f"{name} is no folder here, and no model of that name came from the Hugging Face hub ({reason(error)}): "
+            "check the path, or the name and the network"
         ) from error

@@ -331,3 +331,27 @@ def test_a_byte_order_mark_in_hellaswag(tmp_path: Path) -> None:
     item = {"ctx": "a", "endings": ["b", "c", "d", "e"], "label": 2}
     (tmp_path / "items.jsonl").write_bytes(MARK + json.dumps(item).encode() + b"\r\n")
     assert [item.label for item in read_items(str(tmp_path / "items.jsonl"))] == [2]
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "tokenizer", "sft", "eval"])
+def test_a_pipe_is_no_file(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `<(cat my.txt)` gives one; nobody writes to it, so that a command that opened it would wait for ever."""
+    pipe, model, out = tmp_path / "pipe", tmp_path / "model", ["--out", str(tmp_path / "out")]
+    os.mkfifo(pipe)
+    GPT2(GPT2Config(vocab_size=257, n_positions=16, n_embd=8, n_layer=1, n_head=1)).save_pretrained(model)
+    args = {
+        "train": ["--data", str(pipe), *out],
+        "prepare": [str(pipe), *out],
+        "tokenizer": ["train", str(pipe), *out],
+        "sft": ["--data", str(pipe), "--init", str(model), *out],
+        "eval": [str(model), "--data", str(pipe)],
+    }
+    assert main([command, *args[command]]) == 2
+    told = f"cannot read the data {pipe}: it is a pipe, which can be read only once; write what it gives into a file"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {told}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_standard_input_is_no_data_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", "-", "--out", str(tmp_path / "out")]) == 2
+    assert "gpt2c prepare - --out FOLDER makes tokens of it" in capsys.readouterr().err

@@ -345,12 +345,14 @@ class TestHub:
             raise RuntimeError("no route to host.\nTry again\nlater")
 
         monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-        expected = "gpt2 is not a folder, and taking it from the Hugging Face hub failed: no route to host"
-        assert refused("gpt2") == expected
+        expected = (
+            "gpt2 is no folder here, and no model of that name came from the Hugging Face hub (no route to host): "
+        )
+        assert refused("gpt2") == expected + "check the path, or the name and the network"
 
     def test_package_absent(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        assert refused("gpt2").endswith("needs the package huggingface_hub")
+        assert 'needs the package huggingface_hub: check the path, or pip install "gpt2c[hub]"' in refused("gpt2")
 
     @pytest.mark.parametrize("name", ["./gpt2", "/no/such/folder", "a/b/c", "..", ""])
     def test_paths_are_never_asked_for(self, name, monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from gpt2c.data.rows import Rows
 from gpt2c.data.sources import File, Source, StandardInput, TextFile
 from gpt2c.data.tables import DIALECTS, Csv, Parquet
 from gpt2c.errors import UserError
-from gpt2c.files import PULL, is_pointer, reading
+from gpt2c.files import PULL, is_pointer, reading, require_file
 
 STANDARD_INPUT = "-"
 FIELD = "text"  # of rows, if nothing else is said
@@ -77,6 +77,7 @@ def files(path: Path) -> list[Path]:
         if file.name in MADE:
             raise UserError(f"{file} belongs to {MADE[file.name]}, it is no data: keep it in another folder")
         with reading("data", file):
+            require_file("data", file)
             if is_pointer(file):
                 raise UserError(f"cannot read the data {file}: {PULL}")
         if file.name == manifest.NAME and manifest.is_one(file):

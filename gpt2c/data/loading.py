@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt2c.data import manifest
 from gpt2c.data.dataset import Dataset
-from gpt2c.data.inputs import FIELD, open_file
+from gpt2c.data.inputs import FIELD, STANDARD_INPUT, open_file
 from gpt2c.data.inputs import files as input_files
 from gpt2c.data.rows import Rows
 from gpt2c.data.shards import HEADERLESS, SUFFIXES, open_shard
@@ -36,6 +36,11 @@ def load_dataset(data: str, tokenizer: Tokenizer, val_fraction: float, context: 
     Raises:
         UserError: missing, empty, too short, not UTF-8, no data, a foreign or damaged shard, or another tokenizer's.
     """
+    if data == STANDARD_INPUT:
+        raise UserError(
+            "--data is -, the standard input, which can be read only once: gpt2c prepare - --out FOLDER makes tokens "
+            "of it, then give --data FOLDER"
+        )
     dataset = _embedded(tokenizer, val_fraction) if data == EMBEDDED else _read(Path(data), tokenizer, val_fraction)
     for name, found in zip(("training", "validation"), dataset.sizes, strict=True):
         if found < context + 1:

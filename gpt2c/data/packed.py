@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpt2c.errors import UserError, reason
-from gpt2c.files import reading
+from gpt2c.files import reading, require_file
 
 BUFFER = 2**20
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -46,6 +46,7 @@ def unpacked(path: Path, start: int = 0) -> Iterator[Unpacked]:
     with ExitStack() as stack:
         stack.enter_context(reading("data", path))
         stack.enter_context(_damaged(path))
+        require_file("data", path)
         disk = stack.enter_context(path.open("rb", buffering=0))
         suffix = path.suffix.lower()
         if suffix not in SUFFIXES:
