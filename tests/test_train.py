@@ -199,9 +199,10 @@ def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatc
 def test_the_best_so_far_alone_gets_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.5, 2.0, 4.0])
     monkeypatch.setattr(loop, "loss_sums", lambda *_: (next(losses), 1))
-    train(tiny.config(tmp_path, steps=10, eval_every=2, checkpoint_every=0, sample_every=0, keep=9))
+    train(tiny.config(tmp_path, steps=10, eval_every=2, checkpoint_every=6, sample_every=0, keep=9))
     found = {path.name: checkpoint.read_record(path).val_loss for path in checkpoint.list_all(tmp_path / "run")}
-    assert found == {"step_000002": 3.0, "step_000004": 1.0, "step_000010": 4.0}
+    # At 6 and 10 a checkpoint is due; at 8 the loss is lower than in the latest one, but not the lowest.
+    assert found == {"step_000002": 3.0, "step_000004": 1.0, "step_000006": 2.5, "step_000010": 4.0}
 
 
 def test_evaluating_sampling_and_saving_do_not_change_the_run(tmp_path: Path) -> None:
