@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2c.decode import MOST_ROWS, Decoder, can_decode, check_weights
 from gpt2c.errors import shown
 from gpt2c.watch import Watch
+from gpt2c.words import counted
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
@@ -137,7 +138,7 @@ def stream(
     _check_ids(idx, model.config.vocab_size)
     if max_new_tokens and prompt + max_new_tokens - 1 > context:
         warnings.warn(
-            f"generate: {prompt} tokens and {max_new_tokens} new ones exceed the context of {context}, "
+            f"generate: {counted(prompt, 'token')} and {max_new_tokens:,} new ones exceed the context of {context}, "
             "so the oldest are forgotten, half a context at a time",
             stacklevel=3,
         )

@@ -13,6 +13,7 @@ from gpt2c.tokenizer import NAMES, AddedTokens, Tokenizer, base_of, decode, get_
 from gpt2c.tokenizer.description import TOKENIZER, has_files
 from gpt2c.tokenizer.model_ids import model_ids
 from gpt2c.vocabulary import cut, grow
+from gpt2c.words import counted
 
 PADDINGS = (64, 128)  # multiples that rows of an embedding are rounded up to
 
@@ -44,7 +45,7 @@ def extend(model: GPT2, tokenizer: Tokenizer) -> None:
     written down together."""
     if model.config.vocab_size < tokenizer.vocab_size:
         missing = tokenizer.vocab_size - model.config.vocab_size
-        warnings.warn(f"the vocabulary is extended: {missing} rows, the mean of the others, are added", stacklevel=1)
+        warnings.warn(f"the vocabulary is extended by {counted(missing, 'row')}, the mean of the others", stacklevel=1)
         grow(model, tokenizer.vocab_size, seed=0)
 
 
@@ -98,15 +99,15 @@ def _tell_difference(folder: Path, tokenizer: Tokenizer, rows: int) -> None:
     ids = tokenizer.vocab_size
     if rows > ids:
         warnings.warn(
-            f"{folder} has {rows} rows of the embedding for the {ids} ids of its tokenizer: the last {rows - ids} are "
-            "taken for padding and cut off",
+            f"{folder} has {rows} rows of the embedding for the {ids} ids of its tokenizer: what is "
+            f"beyond, {counted(rows - ids, 'row')}, is taken for padding and cut off",
             stacklevel=1,
         )
     elif rows < ids:
         names = ", ".join(decode(tokenizer, [id]) for id in range(rows, min(ids, rows + 3)))
         warnings.warn(
-            f"{folder} has {rows} rows of the embedding for the {ids} ids of its tokenizer: the last {ids - rows} "
-            f"({names}{', ...' if ids - rows > 3 else ''}) are none that the model knows",
+            f"{folder} has {rows} rows of the embedding for the {ids} ids of its tokenizer: the model knows "
+            f"none of the last {ids - rows}, {names}{', ...' if ids - rows > 3 else ''}",
             stacklevel=1,
         )
 

@@ -163,7 +163,7 @@ def test_the_command_plans_for_a_gpu(capsys: pytest.CaptureFixture, tmp_path: Pa
     assert found["checkpoint"] == pytest.approx(12 * 124_439_808, rel=1e-3) and found["disk"] == 4 * found["checkpoint"]
     assert found["memory"]["peak"] == pytest.approx(planned(run)["total"]) and found["memory"]["peak"] < 8e9
     assert found["largest_batch"] >= run.batch_size
-    for words in ("bf16 on RTX 3070", "16 windows of 1024 tokens in a micro-step: fits", "10,255,073,280", "days"):
+    for words in ("bf16 on RTX 3070", "16 windows of 1,024 tokens in a micro-step: fits", "10,255,073,280", "days"):
         assert words in out
 
 

@@ -72,7 +72,7 @@ def test_vocab_and_merges_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert main(["sample", str(tmp_path), "--prompt", "", "--max-new-tokens", "4"]) == 2
     assert "holds '<|endoftext|>', the id 257, but the model knows the ids 0 to 256" in capsys.readouterr().err
     assert main(["import", str(tmp_path), str(tmp_path / "out")]) == 0
-    assert "the vocabulary is extended: 1 rows" in capsys.readouterr().err
+    assert "the vocabulary is extended by 1 row, the mean of the others" in capsys.readouterr().err
     model, again, _ = load_model(str(tmp_path / "out"))
     assert model.config.vocab_size == 258 and again.encode("Hi").tolist() == [39, 72]
 
@@ -90,7 +90,7 @@ def test_nothing_says_which(tmp_path: Path) -> None:
     with pytest.warns(UserWarning) as notes:
         model, ours, _ = load_model(str(tmp_path))
     told = " ".join(str(note.message) for note in notes)
-    assert "the tokenizer bytes is assumed" in told and "the last 63 are taken for padding and cut off" in told
+    assert "the tokenizer bytes is assumed" in told and "what is beyond, 63 rows, is taken for padding and cut off" in told
     assert ours.name == "bytes" and model.config.vocab_size == 257
 
 
@@ -258,7 +258,7 @@ def test_rows_and_ids_that_differ_in_every_command(tmp_path: Path, rows: int, ca
     theirs = save_model(folder, ids + rows, eos_token_id=1, bos_token_id=0)
     text = tmp_path / "text.txt"
     text.write_text("the cat and the hat " * 40)
-    note = "taken for padding and cut off" if rows > 0 else "are none that the model knows"
+    note = "is taken for padding and cut off" if rows > 0 else "the model knows none of the last "
     for args in (
         ["sample", str(folder), "--prompt", "the cat", "--max-new-tokens", "3"],
         ["eval", str(folder), "--data", str(text), "--context", "8", "--val-tokens", "16"],

@@ -17,6 +17,7 @@ from gpt2c.chat.packing import Packed, Rows
 from gpt2c.chat.template import Template
 from gpt2c.data import order
 from gpt2c.errors import UserError
+from gpt2c.words import counted
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def load_chat_dataset(data: str, val_data: str, val_fraction: float, context: in
         encoded, val, opening = encoded[:kept], encoded[kept:], openings[kept]
     train = Packed(encoded, context)
     summary = (
-        f"{len(encoded):,} conversations in {len(train):,} rows, {int(train.learned.sum()):,} tokens of the "
+        f"{counted(len(encoded), 'conversation')} in {counted(len(train), 'row')}, "
+        f"{counted(int(train.learned.sum()), 'token')} of the "
         f"assistant's, and {len(val):,} to validate{counts}"
     )
     return ChatDataset(template, train, Packed(val, context), opening, summary)

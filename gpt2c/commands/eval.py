@@ -22,6 +22,7 @@ from gpt2c.model import GPT2
 from gpt2c.precision import autocast, find_device, find_precision
 from gpt2c.progress import Count
 from gpt2c.tokenizer import Tokenizer, get_tokenizer
+from gpt2c.words import counted
 
 VAL_TOKENS = 10 * 2**20  # of FineWeb's validation shard, as the field reports it
 
@@ -98,7 +99,7 @@ class Eval:
         loss = total / tokens
         bits = total / math.log(2) / size
         print(f"validation loss  {loss:.4f} nats a token, perplexity {math.exp(loss):.2f}, {bits:.4f} bits a byte")
-        print(f"                 on the first {tokens:,} tokens of the validation split of {self.data}")
+        print(f"                 on the first {counted(tokens, 'token')} of the validation split of {self.data}")
         print(f"                 in windows of {context}")
         if tokenizer.vocab_size == get_tokenizer("gpt2").vocab_size:
             print("known values, which compare on the same tokens only:")
@@ -117,7 +118,7 @@ class Eval:
     def _hellaswag(self, model: GPT2, tokenizer: Tokenizer) -> dict[str, Any]:
         with Count("item") as count:
             found = evaluate_hellaswag(model, tokenizer, self.hellaswag, self.items, show=count.update)
-        print(f"HellaSwag        acc_norm {found.acc_norm:.4f}, acc {found.acc:.4f} on {found.items:,} items")
+        print(f"HellaSwag        acc_norm {found.acc_norm:.4f}, acc {found.acc:.4f} on {counted(found.items, 'item')}")
         print(f"                 {known.COMPLETION}")
         print(f"known values, of all {ITEMS:,} items in that style (guessing gives 0.25):")
         for value in known.HELLASWAG:

@@ -10,6 +10,7 @@ from gpt2c.output import unheeded
 from gpt2c.program import program, quoted
 from gpt2c.settings import TrainConfig
 from gpt2c.train import Result, train
+from gpt2c.words import counted
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ def tell(result: Result, settings: TrainConfig, next_step: str) -> int:
     if result.sample is None:
         print(f"nothing to do: {folder.folder} has reached step {result.step}, give more --steps to go on")
     else:
-        steps = "1 step" if result.step == 1 else f"{result.step} steps"
-        print(f"\nWhat the model writes after {steps}:\n\n{result.sample}\n")
+        print(f"\nWhat the model writes after {counted(result.step, 'step')}:\n\n{result.sample}\n")
     print(f"checkpoint  {result.checkpoint}\nmetrics     {folder.metrics}\nloss curve  {folder.curve}")
     print(next_step)
     return 0

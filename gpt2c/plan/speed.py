@@ -13,6 +13,7 @@ from gpt2c.plan.trial import size_of_trial, try_out
 from gpt2c.precision import find_device
 from gpt2c.settings import TrainConfig
 from gpt2c.step import tokens_per_step
+from gpt2c.words import counted
 
 # Seconds of Python for each layer of a micro-step, in which no GPU computes whose own work is shorter: 0.9 ms were
 # measured on two cores to start a layer's kernels forward and backward, 0.2 for its updates.
@@ -39,7 +40,7 @@ def by_data_sheet(
     starting = STARTING * (sizes.n_layer + 1)
     rate = processes * tokens / max(computing, starting)
     if starting > computing:
-        seconds = f"{1e3 * starting:.3g} ms of Python for each micro-step of {sizes.n_layer} layers"
+        seconds = f"{1e3 * starting:.3g} ms of Python for each micro-step of {counted(sizes.n_layer, 'layer')}"
         return Speed(rate, f"{seconds}; the GPU computes for {1e3 * computing:.2g} of them")
     return Speed(rate, f"{mfu:.0%} of {processes} x {peak / 1e12:.0f} TFLOP/s, {gpu}'s data sheet")
 
@@ -55,7 +56,8 @@ def by_trial(config: TrainConfig, sizes: GPT2Config, steps: int, most: int, proc
     trial = try_out(_alone(dataclasses.replace(config, batch_size=windows, accumulation=1), sizes), steps)
     rate = windows * config.context / trial.seconds * (processes if device.type == "cuda" else 1)
     return Speed(
-        rate, f"{steps} steps of {windows} x {config.context} tokens measured here, {trial.seconds:.3g} s each"
+        rate,
+        f"{counted(steps, 'step')} of {windows} x {config.context} tokens measured here, {trial.seconds:.3g} s each",
     )
 
 

@@ -8,6 +8,7 @@ from gpt2c.plan.memory import MOST, SHARE, Memory
 from gpt2c.plan.speed import Speed
 from gpt2c.settings import TrainConfig
 from gpt2c.step import tokens_per_step
+from gpt2c.words import counted
 
 
 def memory_table(config: TrainConfig, as_is: Memory, other: Memory, room: float, most: int) -> str:
@@ -24,7 +25,9 @@ def memory_table(config: TrainConfig, as_is: Memory, other: Memory, room: float,
     if most == MOST:
         at_most = f"so would {most:,}"
     fits = f"{state}; {at_most}" if math.isfinite(room) else "the system does not tell how much memory it has"
-    lines.append(f"  {config.batch_size} windows of {config.context} tokens in a micro-step: {fits}")
+    lines.append(
+        f"  {counted(config.batch_size, 'window')} of {counted(config.context, 'token')} in a micro-step: {fits}"
+    )
     return "\n".join(lines)
 
 
@@ -36,7 +39,7 @@ def work_lines(config: TrainConfig, per_token: float, learned: int | None) -> st
     return (
         f"operations     {short(per_token / 1e6)} MFLOP a token, {per_token * of_step:.3g} FLOP a step, "
         f"{per_token * tokens:.3g} FLOP in all\n"
-        f"tokens         {of_step:,} a step, {tokens:,} in {config.steps:,} steps; {seen}"
+        f"tokens         {of_step:,} a step, {tokens:,} in {counted(config.steps, 'step')}; {seen}"
     )
 
 

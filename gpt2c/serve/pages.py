@@ -23,6 +23,7 @@ from gpt2c.serve.service import Answer, Order, Service
 from gpt2c.serve.text import spelled
 from gpt2c.serve.tokens import Token, Wanted
 from gpt2c.serve.view import AttentionMap, MapKind, Reader, Reading, map_kinds
+from gpt2c.words import counted
 
 WANTED = Wanted(top=40, rest=True)
 # While a text comes: to tell of a token takes a tenth of a millisecond, which the demo's 2,000 a second cannot spare.
@@ -129,8 +130,9 @@ def describe(service: Service) -> dict[str, Any]:
     config = service.model.config
     return {
         "name": service.name,
-        "facts": f"{service.model.num_parameters() / 1e6:.1f} million parameters, {config.n_layer} layers of "
-        f"{config.n_head} heads, {config.n_embd} wide, {config.n_positions} tokens of context, "
+        "facts": f"{service.model.num_parameters() / 1e6:.1f} million parameters, "
+        f"{counted(config.n_layer, 'layer')} of {counted(config.n_head, 'head')}, {config.n_embd} wide, "
+        f"{config.n_positions} tokens of context, "
         f"{config.vocab_size:,} known",
         "context": config.n_positions,
         "chat": service.template is not None,

@@ -17,6 +17,7 @@ from gpt2c.serve.outbox import Outbox
 from gpt2c.serve.text import TextWriter
 from gpt2c.serve.tokens import Token, Wanted
 from gpt2c.tokenizer import Tokenizer, prompt_ids
+from gpt2c.words import counted
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Service:
         room = self.context - len(prompt)
         asked = 1 if order.length is None else order.length
         if asked > room:
-            found = f"{len(prompt)} tokens and {short(asked)} to write"
+            found = f"{counted(len(prompt), 'token')} and {short(asked)} to write"
             message = f"the prompt has {found}, expected together at most {self.context}"
             param = "max_tokens" if room > 0 else "prompt"
             raise ApiError(400, message, param=param, code="context_length_exceeded")

@@ -25,6 +25,7 @@ from gpt2c.serve.responses import EventStream
 from gpt2c.serve.tokens import Token, token
 from gpt2c.serve.view import AttentionMap, MapKind
 from gpt2c.translator import BEGIN, END, Translator
+from gpt2c.words import counted
 
 CROSS, TARGET, SOURCE = "cross-attention", "causal self-attention of the target", "self-attention of the source"
 MOST_LETTERS = 2000  # of a source
@@ -158,7 +159,7 @@ def describe(served: Translations) -> dict[str, Any]:
     return {
         "name": served.name,
         "facts": f"{parameters / 1e6:.2f} million parameters, an encoder of {config.n_encoder} and a decoder of "
-        f"{config.n_decoder} layers, {config.n_head} heads each, {config.n_embd} wide",
+        f"{counted(config.n_decoder, 'layer')}, {counted(config.n_head, 'head')} each, {config.n_embd} wide",
         "context": config.n_positions - 1,
         "chat": False,
         "lens": False,
