@@ -69,7 +69,7 @@ def standard_output(kind: str, patch: pytest.MonkeyPatch, name: str = "stdout") 
 def test_a_run_goes_on_without_its_display(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    config = tiny.config(tmp_path, steps=2)
+    config = tiny.config(tmp_path, steps=2, warmup_steps=1)
     with standard_output(kind, monkeypatch):
         assert main(["train", *tiny.flags(config)]) == 0
     assert checkpoint.read_record(checkpoint.latest(config.out)).step == 2

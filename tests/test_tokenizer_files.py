@@ -90,7 +90,7 @@ def test_nothing_says_which(tmp_path: Path) -> None:
     with pytest.warns(UserWarning) as notes:
         model, ours, _ = load_model(str(tmp_path))
     told = " ".join(str(note.message) for note in notes)
-    assert "the tokenizer bytes is assumed" in told and "what is beyond, 63 rows, is taken for padding and cut off" in told
+    assert "the tokenizer bytes is assumed" in told and "what is beyond, 63 rows, is taken for padding and cut" in told
     assert ours.name == "bytes" and model.config.vocab_size == 257
 
 

@@ -22,7 +22,7 @@ import gpt2c
 from gpt2c.checkpoint import list_all, read_record
 from gpt2c.cli import main
 from gpt2c.distributed import Processes
-from gpt2c.settings import TrainConfig
+from gpt2c.settings import TrainConfig, load_recipe
 from gpt2c.training import Training, open_training
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -66,8 +66,10 @@ def opened(settings: TrainConfig) -> Training:
 
 
 def flags(settings: TrainConfig) -> list[str]:
-    """The command line of `gpt2c train` for these settings."""
-    named = {f"--{name.replace('_', '-')}": value for name, value in settings.to_dict().items()}
+    """The command line of `gpt2c train` for these settings: what the default recipe has is not typed."""
+    default = load_recipe("demo").to_dict()
+    changed = {name: value for name, value in settings.to_dict().items() if value != default[name]}
+    named = {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
     switches = [flag for flag, value in named.items() if value is True]
     return switches + [f"{flag}={value}" for flag, value in named.items() if not isinstance(value, bool)]
 
