@@ -255,6 +255,8 @@ def draw_generate(a: Arguments) -> tuple:
         return model.generate(idx, count, temperature, top_k, top_p)
 
     def reference(idx: Tensor, count: int, *_: object) -> Tensor:
+        if not len(idx):
+            return idx.new_empty(0, idx.shape[1] + count)
         with torch.no_grad():
             for _ in range(count):
                 idx = torch.cat([idx, model(idx)[0][:, -1].argmax(-1, keepdim=True)], dim=1)

@@ -262,6 +262,8 @@ BF16 = {"params": [torch.ones(4).bfloat16()], "grads": [torch.ones(4).bfloat16()
         ({**BF16, "seed": torch.tensor([1, 2])}, ValueError, r"seed has shape \(2,\), expected one element"),
         ({"grad_scale": torch.ones(2)}, ValueError, r"grad_scale has shape \(2,\) on cpu, expected one element on cpu"),
         ({"grad_scale": torch.ones(1).double()}, TypeError, "grad_scale has dtype torch.float64"),
+        ({"eps": -1e-8}, ValueError, "eps is -1e-08, expected 0 or more"),
+        ({"eps": float("nan")}, ValueError, "eps is nan, expected 0 or more"),
         ({"beta1": 1.0}, ValueError, r"betas are \(1.0, 0.95\), expected both in \[0, 1\)"),
     ],
 )

@@ -460,6 +460,8 @@ STARTS = torch.zeros(2, 5, dtype=torch.int64)
         ({n: ones(1, 1, 2, 0) for n in "qkv"}, ValueError, "the head dimension of q is 0, expected 1 to 256"),
         ({"q": torch.tensor(1.0)}, ValueError, r"q has shape \(\), expected \(B, H, Tq, D\)"),
         ({"q": ones(2, 2, 5, 8).to_mkldnn()}, TypeError, "q has the layout torch._mkldnn, expected torch.strided"),
+        ({"scale": torch.inf}, ValueError, "scale is inf, expected a finite number"),
+        ({"scale": torch.nan}, ValueError, "scale is nan, expected a finite number"),
         ({"dropout_p": 1.0, "seed": SEED}, ValueError, r"dropout_p is 1.0, expected \[0, 1\)"),
         ({"dropout_p": -0.1}, ValueError, r"dropout_p is -0.1, expected \[0, 1\)"),
         ({"dropout_p": 0.1}, ValueError, "dropout_p is 0.1 but seed is None"),

@@ -59,8 +59,8 @@ def adamw_(
     """One AdamW step; params, exp_avgs, exp_avg_sqs and masters are changed in place.
 
     Lists of equal length: params and grads fp32, bf16 or on CUDA fp16 (one dtype for all), exp_avgs and exp_avg_sqs
-    fp32, each of its parameter's shape, contiguous (grads of any strides). step counts from 1; lr, eps, weight_decay
-    and the betas in [0, 1) as in the formula above.
+    fp32, each of its parameter's shape, contiguous (grads of any strides). step counts from 1; lr, eps of 0 or
+    more, weight_decay and the betas in [0, 1) as in the formula above.
 
     grad_scale: what grads are multiplied by, a number or one fp32 element on the device of params, which nobody waits
     for; if it is inf or nan the step changes nothing. masters: for 16-bit params, fp32 tensors of their shapes,
@@ -93,6 +93,8 @@ def _check(
         raise ValueError(f"adamw: step is {step}, expected 1 or more")
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise ValueError(f"adamw: betas are ({beta1}, {beta2}), expected both in [0, 1)")
+    if not eps >= 0:
+        raise ValueError(f"adamw: eps is {eps}, expected 0 or more")
     first = params[0] if params else None
     alike = zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
     if not all(_is_right(first, *tensors) for tensors in alike) or masters:

@@ -71,7 +71,7 @@ def attention(
 
     q (B, H, Tq, D); k, v (B, H, Tk, D), D <= 256, fp32, bf16 or, on CUDA, fp16, any strides (used where they lie if the
     last dimension is dense). causal: query i sees key j iff j <= i + Tk - Tq, so the last query sees every key; a query
-    that sees none gives zeros; what is hidden must be finite. scale: 1 / sqrt(D) for None. dropout_p in [0, 1):
+    that sees none gives zeros; what is hidden must be finite. scale: finite, 1 / sqrt(D) for None. dropout_p in [0, 1):
     probability of dropping an entry; the mask is a function of `seed` (int64, one element, needed when dropout_p > 0)
     and the entry's position alone. starts (B, T) int64, with causal and Tq = Tk = T only: query i sees key j iff
     starts[b, i] <= j <= i, which keeps documents packed in a row apart; 0 <= starts[b, t] <= t, never falling along t.
@@ -95,6 +95,8 @@ def _check_forward(
     check_shape(op, "v", v, tuple(k.shape))
     if not 0 < D <= MAX_HEAD_DIM:
         raise ValueError(f"{op}: the head dimension of q is {D}, expected 1 to {MAX_HEAD_DIM}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"{op}: scale is {scale}, expected a finite number")
     check_dropout(op, dropout_p, seed, q)
     if starts is not None:
         if not causal or k.shape[2] != q.shape[2]:
