@@ -180,6 +180,8 @@ def _vmap_rule(op: Callable, label: str) -> Callable:
 
 def refuse_forward_mode(op: str, args: Sequence[object]) -> None:
     """NotImplementedError if one of the tensors has a tangent: kernels would drop it."""
+    if getattr(forward_ad, "_current_level", 0) < 0:  # as unpack_dual asks for each tensor: no tangents anywhere
+        return
     if any(map(_has_tangent, args)):
         raise NotImplementedError(
             f"{op}: has no forward-mode derivative (torch.func.jvp, jacfwd, hessian, dual numbers), expected a"
@@ -278,10 +280,13 @@ def _as_text(op: str, name: str, value: object) -> str:
     return value
 
 
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
 def as_tensor(op: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is of type {type(value).__name__}, expected a tensor")
-    if value.is_nested or isinstance(value, torch.masked.MaskedTensor):
+    if value.is_nested or (type(value) not in _ORDINARY and isinstance(value, torch.masked.MaskedTensor)):
         kind = "a nested" if value.is_nested else "a masked"
         raise TypeError(f"{op}: {name} is {kind} tensor, expected an ordinary one (packed documents: see starts)")
     return value
