@@ -13,7 +13,7 @@ from gpt2c.stored import INDEX, WEIGHTS, shards
 # Every file that is read of a model's folder, but for the shards that INDEX names.
 FILES = [
     "config.json", "generation_config.json", WEIGHTS, INDEX, "tokenizer.json", "tokenizer_config.json", "vocab.json",
-    "merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
+    "merges.txt", "encoder.json", "vocab.bpe", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
 ]  # fmt: skip
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

@@ -12,6 +12,7 @@ from gpt2c.model import GPT2
 from gpt2c.tokenizer import NAMES, AddedTokens, Tokenizer, base_of, decode, get_tokenizer
 from gpt2c.tokenizer.description import TOKENIZER, has_files
 from gpt2c.tokenizer.model_ids import model_ids
+from gpt2c.tokenizer.others import require_unsaid
 from gpt2c.vocabulary import cut, grow
 from gpt2c.words import counted
 
@@ -68,6 +69,7 @@ def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
         return get_tokenizer(checkpoint.read_record(folder).tokenizer)
     for known in map(get_tokenizer, NAMES):
         if vocab_size in (known.vocab_size, *(-(-known.vocab_size // n) * n for n in PADDINGS)):
+            require_unsaid(folder, known.name)
             warnings.warn(
                 f"{folder} has no tokenizer's files: from its vocabulary of {vocab_size} the tokenizer {known.name} "
                 "is assumed",

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Library
 from gpt2c.cli import main
 from gpt2c.errors import UserError
 from gpt2c.formats import gguf as our_gguf
-from gpt2c.load import load_model
+from gpt2c.load import load_model, tokenizer_of
 from gpt2c.serve.engine import Engine
 from gpt2c.serve.service import Service
 from gpt2c.tokenizer import decode, get_tokenizer, prompt_ids, save_tokenizer
@@ -83,6 +83,85 @@ def test_half_of_the_files(tmp_path: Path, missing: str) -> None:
     (tmp_path / missing).unlink()
     with pytest.raises(UserError, match=f"has no {missing}: expected tokenizer.json, or both"):
         get_tokenizer(str(tmp_path))
+
+
+def test_files_as_openai_named_them(tmp_path: Path) -> None:
+    learn(257).save_model(str(tmp_path))
+    (tmp_path / "vocab.json").rename(tmp_path / "encoder.json")
+    (tmp_path / "merges.txt").rename(tmp_path / "vocab.bpe")
+    assert get_tokenizer(str(tmp_path)).encode("Hi").tolist() == [39, 72]
+    (tmp_path / "encoder.json").unlink()
+    with pytest.raises(
+        UserError, match="has no encoder.json: expected tokenizer.json, or both encoder.json and vocab.b"
+    ):
+        get_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("rows", [257, 50257])
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        *((name, "", f"file that is not read by this name, {name}") for name in (
+            "vocab.txt", "my-vocab.json", "Vocab.json", "spiece.model", "tokenizer.model", "gpt2.tiktoken",
+            "added_tokens.json",
+        )),
+        *((name, '{"tokenizer_class": "BertTokenizerFast"}', f"{name} says that the tokenizer is a BertTokenizerFast")
+          for name in ("tokenizer_config.json", "config.json")),
+    ],
+)  # fmt: skip
+def test_no_guess_where_a_file_says_otherwise(tmp_path: Path, name: str, text: str, found: str, rows: int) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=found):
+        tokenizer_of(tmp_path, rows)
+
+
+@pytest.mark.parametrize("rows", [257, 50257])
+def test_the_class_of_a_tokenizer_without_files(tmp_path: Path, rows: int) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2TokenizerFast"}')
+    if rows == 257:
+        with pytest.raises(
+            UserError, match="says that the tokenizer is a GPT2TokenizerFast, of which there are no files"
+        ):
+            tokenizer_of(tmp_path, rows)
+    else:
+        with pytest.warns(UserWarning, match="the tokenizer gpt2 is assumed"):
+            assert tokenizer_of(tmp_path, rows).name == "gpt2"
+
+
+@pytest.mark.filterwarnings(NOTES)
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder"])
+def test_added_tokens_beside_tokenizer_json(tmp_path: Path, where: str, kind: str) -> None:
+    learner = learn(special=("<|endoftext|>",))
+    learner.save(str(tmp_path / "tokenizer.json"))
+    rows = learner.get_vocab_size()
+    config: dict[str, Any] = {"tokenizer_class": kind, "additional_special_tokens": ["<|im_end|>"]}
+    if where == "added_tokens.json":
+        (tmp_path / where).write_text(json.dumps({"<|im_end|>": rows + 1, "<bot>:": rows}))
+    else:
+        flags = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+        config[where] = {
+            str(rows + 1): {"content": "<|im_end|>", **flags, "normalized": False, "special": True},
+            str(rows): {"content": "<bot>:", **flags, "normalized": True, "special": False},
+        }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    save_model(tmp_path, rows + 2)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    model, ours, _ = load_model(str(tmp_path))
+    assert model.config.vocab_size == ours.vocab_size == len(theirs) == rows + 2
+    for text in (TEXT, "a<bot>:b<|im_end|>"):
+        assert theirs(text).input_ids == prompt_ids(ours, text, special=True).tolist()
+    assert "<bot>:" not in ours.special and ours.special["<|im_end|>"] == rows + 1
+
+
+def test_named_chat_templates(tmp_path: Path) -> None:
+    learn(special=("<|endoftext|>",)).save(str(tmp_path / "tokenizer.json"))
+    named = [{"name": "default", "template": "{{ messages }}"}, {"name": "rag", "template": ""}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tools.jinja").write_text("")
+    with pytest.warns(UserWarning, match="has other chat templates, which stay unused: rag, tools"):
+        assert get_tokenizer(str(tmp_path)).chat_template == "{{ messages }}"
 
 
 def test_nothing_says_which(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 tokenizer.json                               everything but what special tokens are for
 vocab.json, merges.txt, added_tokens.json    the same in GPT-2's own files, which have nothing of the rest
+encoder.json, vocab.bpe                      the first two, by OpenAI's names
 tokenizer_config.json, special_tokens_map.json    what special tokens are for, and how to chat
 config.json, generation_config.json          the ids that end and begin a text, as the model has learned them
 """
@@ -20,8 +21,10 @@ from gpt2c.tokenizer.base import END_OF_TEXT, Facts
 from gpt2c.tokenizer.model_ids import model_ids
 
 TOKENIZER, TOKENIZER_CONFIG, VOCAB, MERGES = "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
+OPENAIS = ("encoder.json", "vocab.bpe")
 ADDED, SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"
 CHAT_TEMPLATE = "chat_template.jinja"  # where newer versions of transformers keep it
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE_ROLES = ("additional_special_tokens", "extra_special_tokens")
@@ -34,7 +37,14 @@ CLASSES = (CLASS, "PreTrainedTokenizer", "TokenizersBackend")  # of these vocab.
 
 def has_files(folder: Path) -> bool:
     """Whether a folder has a tokenizer's files."""
-    return (folder / TOKENIZER).exists() or (folder / VOCAB).exists() or (folder / MERGES).exists()
+    return (folder / TOKENIZER).exists() or any((folder / name).exists() for name in old_files(folder))
+
+
+def old_files(folder: Path) -> tuple[str, str]:
+    """The names of the vocabulary and of the merges in a folder."""
+    theirs = any((folder / name).exists() for name in OPENAIS)
+    ours = any((folder / name).exists() for name in (VOCAB, MERGES))
+    return OPENAIS if theirs and not ours else (VOCAB, MERGES)
 
 
 def read_description(folder: Path) -> tuple[dict[str, Any], Facts]:
@@ -50,20 +60,17 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Facts]:
     if is_old:
         if kind not in CLASSES:
             raise ValueError(f"its class is {kind}; save it as {TOKENIZER} with transformers")
-        description = _from_old_files(folder, config)
+        description = _from_old_files(folder)
     if more := set(description) - {*PARTS, "model"}:
         raise ValueError(f"it has the unknown part {min(more)}")
+    _add_others(description, folder, config)
     roles = _roles(config, kind, description, folder)
     _complete(description, roles)
     _follow(description, config, roles, kind, is_old)
     _tell(folder, description)
     records = {record["content"]: record for record in description["added_tokens"]}
     flags = {name: {flag: True for flag in FLAGS if record.get(flag)} for name, record in records.items()}
-    template = config.get("chat_template")
-    if (folder / CHAT_TEMPLATE).exists():
-        with reading("chat template", folder / CHAT_TEMPLATE):
-            template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    return description, Facts(roles, flags, template if isinstance(template, str) else "")
+    return description, Facts(roles, flags, _chat_template(folder, config))
 
 
 def describe(vocab: Mapping[str, int], pairs: Iterable[Any], added: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -103,23 +110,48 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _from_old_files(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    for name in (VOCAB, MERGES):
+def _from_old_files(folder: Path) -> dict[str, Any]:
+    names = old_files(folder)
+    for name in names:
         if not (folder / name).exists():
-            raise UserError(f"{folder} has no {name}: expected {TOKENIZER}, or both {VOCAB} and {MERGES}")
-    vocab = _read(folder / VOCAB)
-    with reading("tokenizer", folder / MERGES):
-        lines = (folder / MERGES).read_text(encoding="utf-8").split("\n")
+            raise UserError(f"{folder} has no {name}: expected {TOKENIZER}, or both {names[0]} and {names[1]}")
+    vocab, merges = _read(folder / names[0]), folder / names[1]
+    with reading("tokenizer", merges):
+        lines = merges.read_text(encoding="utf-8").split("\n")
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
     wrong = next((pair for pair in pairs if len(pair) != 2), None)
     if wrong:
-        raise UserError(f"{folder / MERGES} has the line {' '.join(wrong)!r}, expected two tokens and a space")
+        raise UserError(f"{merges} has the line {' '.join(wrong)!r}, expected two tokens and a space")
+    return describe(vocab, pairs, [])
+
+
+def _add_others(description: dict[str, Any], folder: Path, config: Mapping[str, Any]) -> None:
+    """The added tokens that stand in the files beside it alone, under the ids that these give them."""
     records: Mapping[str, Any] = config.get("added_tokens_decoder") or {}
     known: dict[int, dict[str, Any]] = {int(id): record for id, record in records.items()}
     for name, id in _read(folder / ADDED).items():
         known.setdefault(id, {"content": name, "special": False})
-    added = [{**special_record(id, ""), "special": False, **known[id]} for id in sorted(known)]
-    return describe(vocab, pairs, added)
+    added = list(description.get("added_tokens") or [])
+    there = {token["content"] for token in added}
+    more = [id for id in sorted(known) if known[id]["content"] not in there]
+    description["added_tokens"] = added + [{**special_record(id, ""), "special": False, **known[id]} for id in more]
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str:
+    """How conversations are spelled; of several templates the one called `default`."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = {template["name"]: template["template"] for template in found}
+    named: dict[str, str] = found if isinstance(found, dict) else {"default": found} if found else {}
+    if (folder / CHAT_TEMPLATE).exists():
+        with reading("chat template", folder / CHAT_TEMPLATE):
+            named["default"] = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    others = [*(name for name in named if name != "default"), *(p.stem for p in folder.glob(MORE_TEMPLATES))]
+    if others:
+        warnings.warn(
+            f"{folder} has other chat templates, which stay unused: {', '.join(sorted(others))}", stacklevel=2
+        )
+    return named.get("default", "")
 
 
 def _roles(config: Mapping[str, Any], kind: str, description: Mapping[str, Any], folder: Path) -> dict[str, Any]:

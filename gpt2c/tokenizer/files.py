@@ -10,7 +10,7 @@ from gpt2c.errors import UserError
 from gpt2c.tokenizer.added import AddedTokens
 from gpt2c.tokenizer.base import END_OF_TEXT, Facts, Tokenizer
 from gpt2c.tokenizer.bpe import MOST_IDS, BytePairTokenizer, merges, unspell
-from gpt2c.tokenizer.description import FLAGS, TOKENIZER, VOCAB, adds_nothing, has_files, read_description
+from gpt2c.tokenizer.description import FLAGS, TOKENIZER, adds_nothing, has_files, old_files, read_description
 from gpt2c.tokenizer.library import LibraryTokenizer
 
 Tokens = tuple[list[bytes], list[str]]
@@ -22,7 +22,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     UserError if the files are missing, damaged, or say what is not followed.
     """
     is_old = has_files(folder) and not (folder / TOKENIZER).exists()
-    path = folder / (VOCAB if is_old else TOKENIZER)
+    path = folder / (old_files(folder)[0] if is_old else TOKENIZER)
     if not has_files(folder):
         raise UserError(f"cannot read the tokenizer {path}: No such file or directory")
     try:
