@@ -178,6 +178,8 @@ def test_json_that_is_damaged_or_no_rows(tmp_path: Path, raw: bytes, found: str)
         (b'id,text\n1,"a\n', "row 2, is damaged"),
         (b"text\n\xff\n", "row 2, is not UTF-8 text"),
         (b"", "has no column 'text'"),
+        (b"id,text\r1,a\r", "row 1, which has the columns' names, is damaged (a carriage return alone ends no line"),
+        (b'id,"te"xt\n1,a\n', "row 1, which has the columns' names, is damaged: "),
     ],
 )
 def test_a_wrong_csv(tmp_path: Path, raw: bytes, found: str) -> None:
@@ -217,10 +219,12 @@ def test_utf16_rows_and_conversations(tmp_path: Path) -> None:
 
 def test_rows_by_a_texts_name_are_told(tmp_path: Path) -> None:
     """A text of JSON may be what one wants to learn."""
-    (tmp_path / "a.txt").write_bytes(lines(TEXTS))
-    for run in (learned, read):
-        with pytest.warns(UserWarning, match="a.txt looks like JSON lines and is learned as a text"):
-            assert run(tmp_path / "a.txt") == [lines(TEXTS).decode()]
+    rows = json.loads(b"[" + lines(TEXTS).strip().replace(b"\n", b",") + b"]")
+    for raw in (lines(TEXTS), json.dumps(rows).encode(), json.dumps(rows, indent=2).encode()):
+        (tmp_path / "a.txt").write_bytes(raw)
+        for run in (learned, read):
+            with pytest.warns(UserWarning, match="a.txt looks like rows of JSON and is learned as a text"):
+                assert run(tmp_path / "a.txt") == [raw.decode()]
 
 
 def test_files_of_a_tokenizer_a_model_and_a_run_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import warnings
 from typing import Protocol
 
@@ -45,20 +46,19 @@ def begin_text(file: Peekable, name: str) -> int:
 
 
 def warn_if_rows(file: Peekable, name: str) -> None:
-    """Say so if a text at its front looks like JSON lines, which its name does not say."""
-    first, end, _ = file.peek().lstrip().partition(b"\n")
-    if not first.startswith(b"{") or not end:
+    """Say so if a text at its front looks like JSON's rows, on lines or in an array, which its name does not say."""
+    head = file.peek().decode("utf-8", errors="replace").lstrip()
+    if (start := re.match(r"(\[\s*)?(?=\{)", head)) is None:
         return
     try:
-        is_row = isinstance(json.loads(first), dict)
+        json.JSONDecoder().raw_decode(head, start.end())
     except (ValueError, RecursionError):
         return
-    if is_row:
-        warnings.warn(
-            f"{name} looks like JSON lines and is learned as a text, braces and all: give it a name that ends in "
-            ".jsonl to learn what its rows say",
-            stacklevel=2,
-        )
+    warnings.warn(
+        f"{name} looks like rows of JSON and is learned as a text, braces and all: give it a name that ends in .json "
+        "to learn what they say",
+        stacklevel=2,
+    )
 
 
 def not_utf8(name: str, start: int, error: UnicodeDecodeError) -> UserError:

@@ -22,6 +22,7 @@ MADE = {
     "run.json": "a run",
     "tokenizer.json": "a tokenizer",
     "merges.txt": "a tokenizer",
+    "vocab.bpe": "a tokenizer",
     "model.safetensors": "a model",
     "pytorch_model.bin": "a model",
 }

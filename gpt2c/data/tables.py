@@ -47,7 +47,7 @@ class Csv(Table):
         csv.field_size_limit(LONGEST_FIELD)
         with opened_text(self.path) as (file, byte):
             lines = _Lines(file, byte)
-            names = next(self._reader(lines), [])
+            names = self._names(lines)
         self._require_column(names)
         byte, row = (lines.byte, 1) if not self.position["byte"] else self.position.values()
         with opened_text(self.path, byte) as (file, _):
@@ -63,6 +63,15 @@ class Csv(Table):
 
     def _reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
         return csv.reader(lines, DIALECTS[inner_suffix(self.path)], strict=True)
+
+    def _names(self, lines: _Lines) -> list[str]:
+        try:
+            return next(self._reader(lines), [])
+        except csv.Error as error:
+            ends = " (a carriage return alone ends no line: convert the line ends)" if "new-line" in str(error) else ""
+            raise UserError(
+                f"{self.name}, row 1, which has the columns' names, is damaged{ends}: {reason(error)}"
+            ) from error
 
     def _text(self, reader: Iterator[list[str]], names: list[str], where: str) -> Text | None:
         """The next row's document; None if the row is blank."""
