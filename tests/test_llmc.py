@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +126,26 @@ def test_another_epsilon_is_refused(tmp_path: Path, epsilon: float) -> None:
     with pytest.raises(UserError, match=f"epsilon is {epsilon}, expected 1e-05: llm.c's format has no place"):
         llmc.export(model, get_tokenizer("bytes"), tmp_path / "model.bin")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"ends": (198, 50256)}, "the ends of a text 198, 50256"),
+        ({"chat_template": "{{ messages }}"}, "the chat template"),
+        ({"ends": (50256,)}, ""),
+    ],
+)
+def test_what_a_tokenizer_says_is_told(tmp_path: Path, facts: dict[str, Any], words: str) -> None:
+    """GPT-2's vocabulary is what is taken for the file's; no more than that is in it."""
+    tokenizer = get_tokenizer("gpt2").with_facts(**facts)
+    model = GPT2(dataclasses.replace(SIZES, vocab_size=50257, n_embd=6, n_head=1, n_layer=1))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        llmc.export(model, tokenizer, tmp_path / "model.bin")
+    assert [str(note.message) for note in notes] == [
+        f"llm.c's format has no place for {words}, which {tmp_path / 'model.bin'} lacks" for _ in range(bool(words))
+    ]
 
 
 def test_what_has_no_place_is_told(tmp_path: Path) -> None:

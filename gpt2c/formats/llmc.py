@@ -113,6 +113,10 @@ def _tell_what_is_lost(model: GPT2, tokenizer: Tokenizer, path: Path) -> None:
     lost = [f"the dropout {model.config.dropout}"] if model.config.dropout else []
     if tokenizer.name != "gpt2":
         lost.append(f"the tokenizer {tokenizer.name}")
+    elif tokenizer.chat_template:
+        lost.append("the chat template")
+    if tokenizer.ends != (tokenizer.end_of_text,):
+        lost.append(f"the ends of a text {', '.join(map(str, tokenizer.ends))}")
     if lost:
         warnings.warn(f"llm.c's format has no place for {' and '.join(lost)}, which {path} lacks", stacklevel=3)
 
