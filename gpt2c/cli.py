@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import re
@@ -63,7 +64,7 @@ def told_warnings(run: Callable[[], int]) -> int:
     """What `run` returns, its warnings as lines on stderr, and what it has printed written."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+        warnings.showwarning = functools.partial(_tell_once, set())
         if _native.FORCED_ISA_PROBLEM:
             raise UserError(_native.FORCED_ISA_PROBLEM)
         try:
@@ -73,6 +74,13 @@ def told_warnings(run: Callable[[], int]) -> int:
             raise
     sys.stdout.flush()
     return code
+
+
+def _tell_once(told: set[str], message: Warning | str, *_: Any) -> None:
+    """A warning as a note, unless `told` has it: a command may look at the same file twice."""
+    if str(message) not in told:
+        told.add(str(message))
+        print(f"note: {message}", file=sys.stderr)
 
 
 def parse(args: list[str]) -> Any:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,16 @@ def test_an_end_of_text_ends_a_sample(
 def test_past_the_context_it_says_so(capsys: pytest.CaptureFixture, finished: Path) -> None:
     assert main(["sample", str(finished), "--max-new-tokens", "40", "--temperature", "0"]) == 0
     assert capsys.readouterr().err.startswith("note: generate: ")
+
+
+def test_a_note_is_told_once(capsys: pytest.CaptureFixture) -> None:
+    def run() -> int:
+        for told in ("seen", "seen", "new"):
+            with warnings.catch_warnings():  # which makes Python forget what it has told
+                warnings.warn(told, stacklevel=1)
+        return 0
+
+    assert cli.told(run) == 0 and capsys.readouterr().err == "note: seen\nnote: new\n"
 
 
 def test_a_model_that_is_no_checkpoint(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
