@@ -18,7 +18,7 @@ from gpt2c.errors import UserError, reason
 from gpt2c.files import replacing, save_tensors, write_atomically
 from gpt2c.finite import require_fit
 from gpt2c.hub import find
-from gpt2c.stored import WEIGHTS, open_tensors
+from gpt2c.stored import WEIGHTS, instead, open_tensors
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
@@ -134,7 +134,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
                 f"{folder} holds adapters ({ADAPTER_CONFIG}) without their model: merge them first, with peft's "
                 "merge_and_unload and save_pretrained"
             ) from error
-        raise UserError(f"{folder} holds no {CONFIG}, expected a model in Hugging Face's GPT-2 format") from error
+        raise UserError(
+            f"{folder} holds no {CONFIG}, expected a model in Hugging Face's GPT-2 format{instead(folder)}"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as JSON: {reason(error)}") from error
     if not isinstance(settings, dict) or "model_type" not in settings:

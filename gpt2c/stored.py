@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2c.errors import UserError
 from gpt2c.files import why
+from gpt2c.formats.kinds import OF_WEIGHTS, describe, kind_of
 
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # buffers in older files, not weights
@@ -75,7 +76,7 @@ def _weight_files(folder: Path) -> list[Path]:
             warnings.warn(f"{folder} holds {WEIGHTS} and shards ({INDEX}): the first is read", stacklevel=2)
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{_instead(folder)}")
+        raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{instead(folder)}")
     files = [folder / name for name in shards(folder)]
     for path in files:
         if path.parent != folder or not path.is_file():
@@ -83,11 +84,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _instead(folder: Path) -> str:
+def instead(folder: Path) -> str:
     """What else there is in a folder without weights that are read, and how to convert it, as the end of a sentence."""
     pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin*"))
     if not pickles:
-        return ""
+        files = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in OF_WEIGHTS and path.is_file())
+        other = next(filter(kind_of, files), None)
+        return f" (its {other.name} is {describe(other)})" if other else ""
     return (
         f" (its {pickles[0]} is a pickle, which is never read, since it can run any program: convert it where you "
         f'trust it, with python -c "from transformers import GPT2LMHeadModel as M; '

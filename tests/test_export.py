@@ -150,7 +150,7 @@ CONFLICTS = [
     ),
     *(
         (["export", "RUN", f"m{end}", *flags], f"m{end} ends in {end}, and no such file is written: expected")
-        for end in (".safetensors", ".pt", ".pth", ".ckpt", ".h5")
+        for end in (".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".json", ".zip", ".gz", ".tflite")
         for flags in ([], ["--format", "hf"])
     ),
     (["import", "RUN", "new.gguf"], "new.gguf ends in .gguf, which is gguf, but a folder is written"),
@@ -178,7 +178,7 @@ FILES = [
     ("m.pth", b"\x80\x02rest", "is a pickle, as torch.save writes it, which is never read"),
     ("pytorch_model.bin", b"PK\3\4rest", "is a pickle, as torch.save writes it, which is never read"),
     ("m.ckpt", b"other", "is a pickle, as torch.save writes it, which is never read"),
-    ("model.safetensors", SAFETENSORS, "is a file of weights: give the folder that holds it and its config.json"),
+    ("model.safetensors", SAFETENSORS, "is a file of weights: give the folder that holds it, as model.safetensors"),
     ("weights", SAFETENSORS, "is a file of weights: give the folder that holds it"),
 ]
 

@@ -477,6 +477,28 @@ class TestNames:
         exec(command)  # the message's own
         assert_same_model(GPT2.from_pretrained(folder), make_theirs())
 
+    @pytest.mark.parametrize(
+        ("name", "raw", "found"),
+        [
+            ("ckpt.pt", b"PK\x03\x04", "ckpt.pt is a pickle, as torch.save writes it, which is never read"),
+            ("model.bin", b"\x80\x02", "model.bin is a pickle"),
+            ("tf_model.h5", b"", "tf_model.h5 is another framework's file of weights, which is not read: save the"),
+            ("model.gguf", b"GGUF", "model.gguf is a GGUF file"),
+            (
+                "model.fp16.safetensors",
+                b"",
+                "model.fp16.safetensors is a file of weights: give the folder that holds it, as",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
+    def test_what_else_the_folder_holds_is_named(self, folder, missing, name, raw, found):
+        for path in [folder / "model.safetensors", folder / missing]:
+            path.unlink(missing_ok=True)
+        (folder / name).write_bytes(raw)
+        message = refused(folder)
+        assert "holds n" in message and f"(its {found}" in message
+
     def test_adapters_alone(self, folder):
         (folder / "config.json").rename(folder / "adapter_config.json")
         assert "holds adapters (adapter_config.json) without their model: merge them" in refused(folder)

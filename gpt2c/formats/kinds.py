@@ -10,7 +10,10 @@ from gpt2c.files import POINTER, reading
 
 WRITTEN = {".gguf": "gguf", ".onnx": "onnx", ".bin": "llmc"}  # ending -> the format of such a file
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-OTHERS = (".safetensors", ".h5", ".msgpack", ".npz", *PICKLES)  # of weights, never written here
+FRAMEWORKS = (".h5", ".keras", ".msgpack", ".ggml", ".tflite", ".mlmodel", ".pb", ".engine")
+OF_WEIGHTS = (*WRITTEN, ".safetensors", *PICKLES, *FRAMEWORKS)
+PLAIN = (".npz", ".npy", ".json", ".txt", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+OTHERS = (".safetensors", *PICKLES, *FRAMEWORKS, *PLAIN)  # never written here
 LLMC_MAGIC = 20240326
 MAGICS = {
     b"GGUF": "gguf",
@@ -27,7 +30,9 @@ WHAT = {
     "with torch where you trust it, and save its tensors under transformers' names with "
     "safetensors, beside a config.json",
     "pointer": "only Git LFS's pointer to a file, which `git lfs pull` fetches",
-    "safetensors": "a file of weights: give the folder that holds it and its config.json",
+    "safetensors": "a file of weights: give the folder that holds it, as model.safetensors, and its config.json",
+    "framework": "another framework's file of weights, which is not read: save the model with transformers, as "
+    "model.safetensors",
 }
 
 
@@ -43,6 +48,7 @@ def kind_of(file: Path) -> str | None:
         return "safetensors"
     ending = file.suffix.lower()
     known = {".gguf": "gguf", ".onnx": "onnx", ".safetensors": "safetensors", **dict.fromkeys(PICKLES, "pickle")}
+    known |= dict.fromkeys(FRAMEWORKS, "framework")
     return known.get(ending)
 
 
