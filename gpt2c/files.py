@@ -32,6 +32,8 @@ def require_file(what: str, path: Path) -> None:
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
         return
+    if stat.S_ISDIR(mode):
+        raise UserError(f"cannot read the {what} {path}: it is a folder, expected a file")
     kind = "a pipe, which can be read only once" if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else "no file"
     raise UserError(f"cannot read the {what} {path}: it is {kind}; write what it gives into a file")
 

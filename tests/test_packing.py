@@ -123,6 +123,8 @@ def test_empty_and_missing_files(template: Template, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").touch()
     with pytest.raises(UserError, match="t.jsonl holds no conversation to learn from$"):
         read_conversations(tmp_path / "t.jsonl", template, 100)
+    with pytest.raises(UserError, match=f"cannot read the data {tmp_path}: it is a folder, expected a file"):
+        read_conversations(tmp_path, template, 100)
     with pytest.raises(UserError, match="cannot read the data .*no.jsonl: No such file"):
         read_conversations(tmp_path / "no.jsonl", template, 100)
 
